@@ -1,0 +1,86 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Known answers for grids, sampling and displacement fields."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from scripts import coordinates as c
+
+
+def test_identity_grid_runs_from_zero_to_one_along_each_tensor_axis() -> None:
+    grid = c.identity_grid((3, 4, 5))
+    assert grid.shape == (1, 3, 3, 4, 5)
+    torch.testing.assert_close(grid[0, 0, :, 0, 0], torch.tensor([0.0, 0.5, 1.0]))
+    torch.testing.assert_close(grid[0, 1, 0, :, 0], torch.linspace(0, 1, 4))
+    torch.testing.assert_close(grid[0, 2, 0, 0, :], torch.linspace(0, 1, 5))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_sampling_one_voxel_further_along_an_axis_returns_the_next_voxel(axis: int) -> None:
+    image = torch.rand(1, 1, 5, 6, 7)
+    ddf = torch.zeros(1, 3, 5, 6, 7)
+    ddf[:, axis] = 1
+    warped = c.sample(image, c.from_ddf(ddf)(c.identity_grid((5, 6, 7))))
+    n = image.shape[axis + 2]
+    torch.testing.assert_close(warped.narrow(axis + 2, 0, n - 1), image.narrow(axis + 2, 1, n - 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(c.shift_with_border(image, axis, 1), warped, atol=1e-5, rtol=0)
+
+
+def test_sampling_outside_gives_the_border_or_zero() -> None:
+    image = torch.ones(1, 1, 4, 4, 4)
+    points = torch.full((1, 3, 1, 1, 1), 1.5)
+    assert c.sample(image, points, "border").item() == 1
+    assert c.sample(image, points, "zeros").item() == 0
+
+
+def test_one_image_serves_a_batch_of_points() -> None:
+    image = torch.rand(1, 2, 4, 4, 4)
+    points = torch.cat([c.identity_grid((4, 4, 4)), 1 - c.identity_grid((4, 4, 4))])
+    warped = c.sample(image, points)
+    torch.testing.assert_close(warped[0], image[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(warped[1], image[0].flip(1, 2, 3), atol=1e-6, rtol=0)
+
+
+def test_ddf_of_a_transform_is_in_voxels_and_leads_back_to_it() -> None:
+    ddf = torch.randn(1, 3, 5, 6, 7)
+    torch.testing.assert_close(c.to_ddf(c.from_ddf(ddf), (5, 6, 7)), ddf, atol=1e-4, rtol=0)
+    shifted = c.to_ddf(lambda points: points + 0.5, (5, 7, 9))
+    torch.testing.assert_close(shifted[0, :, 0, 0, 0], torch.tensor([2.0, 3.0, 4.0]))
+
+
+def test_compose_applies_the_inner_transform_first() -> None:
+    points = torch.full((1, 3, 1, 1, 1), 0.5)
+    transform = c.compose(lambda x: 2 * x, lambda x: x + 1)
+    torch.testing.assert_close(transform(points), torch.full_like(points, 3.0))
+    assert c.identity_transform(points) is points
+
+
+def test_jacobian_determinant_is_the_product_of_scales_and_negative_for_a_mirror() -> None:
+    grid = c.identity_grid((6, 7, 8))
+    scale = torch.tensor([2.0, 0.5, 3.0]).view(1, 3, 1, 1, 1)
+    determinant = c.jacobian_determinant(grid * scale)
+    assert determinant.shape == (1, 1, 5, 6, 7)
+    torch.testing.assert_close(determinant, torch.full_like(determinant, 3.0), atol=1e-3, rtol=0)
+    mirror = grid.clone()
+    mirror[:, 0] = 1 - mirror[:, 0]
+    assert c.folding_percentage(mirror).item() == 100
+    assert c.folding_percentage(grid).item() == 0
+
+
+def test_resize_keeps_the_field_of_view_and_resample_keeps_the_end_voxels() -> None:
+    ramp = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(1, 1, 8, 4, 4)
+    resized = c.resize_image(ramp, (4, 4, 4))[0, 0, :, 0, 0]
+    torch.testing.assert_close(resized, torch.tensor([0.5, 2.5, 4.5, 6.5]))
+    resampled = c.resample_grid(ramp, (15, 4, 4))[0, 0, :, 0, 0]
+    torch.testing.assert_close(resampled, torch.arange(15) / 2)
