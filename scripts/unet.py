@@ -1,0 +1,104 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One UNet of the registration network: a pair of images -> a displacement field.
+
+The network of GradICON and uniGradICON ("tallUNet2" in icon_registration): residual convolutions that halve the grid
+on the way down and double it on the way up, with the finer features joined in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.errors import InputError
+
+DOWN_CHANNELS = (2, 16, 32, 64, 256, 512)
+UP_CHANNELS = (16, 32, 64, 128, 256)
+
+
+class UNet(nn.Module):
+    """Predict the displacement that warps the moving image onto the fixed one.
+
+    The number of levels is the length of ``up_channels``. Scriptable and exportable.
+
+    Args:
+        down_channels: channels on the way down: 2 (the pair), then the output of each level, finest first.
+        up_channels: output channels of each level on the way up, finest first; one fewer than ``down_channels``.
+
+    Raises:
+        InputError: when the two lists do not fit together.
+    """
+
+    def __init__(self, down_channels: Sequence[int] = DOWN_CHANNELS, up_channels: Sequence[int] = UP_CHANNELS) -> None:
+        super().__init__()
+        down, up = [int(n) for n in down_channels], [int(n) for n in up_channels]
+        if not up or len(down) != len(up) + 1 or down[0] != 2 or min(down + up) < 1:
+            raise InputError(
+                "expected down_channels (2, then one number a level) and up_channels (one number a level),"
+                f" got {down} and {up}"
+            )
+        levels = len(up)
+        self.levels = levels
+        # finest level first
+        self.down = nn.ModuleList(
+            [nn.Conv3d(down[n], down[n + 1], kernel_size=3, stride=2, padding=1) for n in range(levels)]
+        )
+        # coarsest level first, the order of use (TorchScript can't walk a ModuleList backwards); a level takes what
+        # came from below, joined with the skip that has down[n + 1] channels
+        below = [*up[1:], 0]
+        self.up = nn.ModuleList(
+            [
+                nn.ConvTranspose3d(down[n + 1] + below[n], up[n], kernel_size=4, stride=2, padding=1)
+                for n in reversed(range(levels))
+            ]
+        )
+        self.norm = nn.ModuleList([nn.BatchNorm3d(up[n]) for n in reversed(range(levels))])
+        self.last = nn.Conv3d(up[0] + down[0], 3, kernel_size=3, padding=1)
+        # an untrained network is the identity
+        nn.init.zeros_(self.last.weight)
+        if self.last.bias is not None:
+            nn.init.zeros_(self.last.bias)
+
+    def forward(self, moving: Tensor, fixed: Tensor) -> Tensor:
+        """Return the displacement field.
+
+        Args:
+            moving: (B, 1, D, H, W), each axis at least 2 ** (levels - 1) + 1 long.
+            fixed: same shape.
+
+        Returns:
+            (B, 3, D, H, W), normalized units.
+        """
+        x = torch.cat([moving, fixed], dim=1)
+        skips: list[Tensor] = []
+        for down in self.down:
+            skips.append(x)
+            y = down(F.leaky_relu(x))
+            x = y + match_channels(F.avg_pool3d(x, 2, ceil_mode=True), y.shape[1])
+        for up, norm in zip(self.up, self.norm, strict=False):  # TorchScript knows no strict=True
+            y = up(F.leaky_relu(x))
+            x = match_channels(x, y.shape[1])
+            x = norm(y + F.interpolate(x, scale_factor=2.0, mode="trilinear", align_corners=False))
+            skip = skips.pop()
+            # an odd size was rounded up on the way down
+            x = torch.cat([x[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]], skip], dim=1)
+        return self.last(x) / 10.0
+
+
+def match_channels(x: Tensor, channels: int) -> Tensor:
+    """Cut (B, C, D, H, W) to its first ``channels`` channels, or put channels of zeros in front."""
+    if x.shape[1] >= channels:
+        return x[:, :channels]
+    return F.pad(x, [0, 0, 0, 0, 0, 0, channels - x.shape[1], 0])
