@@ -1,0 +1,217 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Weights: find the file, read it safely, translate published keys, load it or say what does not fit.
+
+Accepted: a plain state dict of the network here (also inside {"model": ...}, as a checkpoint handler saves it) and the
+published ``Step_1_final.trch`` and ``Step_2_final.trch`` of uniGradICON and multiGradICON, whose keys are translated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shlex
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import InputError, InputFileError
+from scripts.network import IdentityNetwork
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILES = {"unigradicon": "models/model.pt", "multigradicon": "models/multigradicon.pt"}
+
+# prefixes of the published step-2 keys, U1 (quarter size) to U4; a step-1 file lacks U4 and the leading "netPhi."
+_PUBLISHED_PREFIXES = (
+    "netPhi.netPhi.net.netPhi.net.net.",
+    "netPhi.netPhi.net.netPsi.net.",
+    "netPhi.netPsi.net.",
+    "netPsi.net.",
+)
+_PUBLISHED_LAYER = re.compile(r"(downConvs|upConvs|batchNorms)\.(\d+)\.(\w+)|lastConv\.(\w+)")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def download_command(bundle_root: str | Path) -> str:
+    """Return the command that fetches the published weights into a bundle."""
+    return f"python -m monai.bundle download_large_files --bundle_path {shlex.quote(str(bundle_root))}"
+
+
+def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: str | Path = ".") -> Path | None:
+    """Return the weights' file, or None in the training-free mode.
+
+    Args:
+        model: "none" or a key of :data:`MODEL_FILES`.
+        ckpt_path: own weights; they win over ``model``.
+        bundle_root: folder that holds models/.
+
+    Raises:
+        InputError: an unknown model.
+        InputFileError: the file is not there; for a published model with the command that fetches it.
+    """
+    if ckpt_path:
+        path = Path(ckpt_path)
+        if not path.is_file():
+            raise InputFileError(f"ckpt_path: no such file: {path}")
+        return path
+    if model == "none":
+        return None
+    if model not in MODEL_FILES:
+        raise InputError(f"model: expected one of none, {', '.join(MODEL_FILES)}, got '{model}'")
+    path = Path(bundle_root) / MODEL_FILES[model]
+    if not path.is_file():
+        raise InputFileError(
+            f"model: the weights of {model} are not at {path}; fetch them with: {download_command(bundle_root)}"
+        )
+    return path
+
+
+def describe_weights(path: str | Path | None = None, name: str | None = None) -> dict[str, str | None]:
+    """Return name, path and SHA-256 of a weights' file for logs and reports; without a file the last two are None.
+
+    Args:
+        path: the file, None in the training-free mode.
+        name: of the model; by default the file's name.
+    """
+    if path is None:
+        return {"name": name or "none", "path": None, "sha256": None}
+    path = Path(path).resolve()
+    stat = path.stat()
+    return {"name": name or path.name, "path": str(path), "sha256": _sha256(path, stat.st_mtime_ns, stat.st_size)}
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, modified: int, size: int) -> str:
+    """Hash a file; time and size only tell the cache when it changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(
+    network: Network,
+    model: str,
+    ckpt_path: str | Path | None = None,
+    bundle_root: str | Path = ".",
+    device: torch.device | str = "cpu",
+) -> Network:
+    """Load the weights of ``model`` (or ``ckpt_path``) into a network; logs what was loaded, with its SHA-256.
+
+    Weights of stage 1 also fit a network of stage 2, whose fourth UNet then starts as the identity.
+
+    Args:
+        network: of :func:`scripts.network.create_network`.
+        model: see :func:`find_weights`, as the next two.
+        ckpt_path: likewise.
+        bundle_root: likewise.
+        device: where the network goes.
+
+    Returns:
+        the same network, in eval mode, on the device.
+
+    Raises:
+        InputError: the file is no state dict of this network; names the first keys or the shape that differ.
+        InputFileError: see :func:`find_weights`, or the file can't be read.
+    """
+    path = find_weights(model, ckpt_path, bundle_root)
+    if path is None or isinstance(network, IdentityNetwork):
+        logger.info(
+            "model none: training-free mode, no network weights are used; the published weights, for model"
+            " unigradicon or multigradicon, come with: %s",
+            download_command(bundle_root),
+        )
+        return network.to(device).eval()
+    state = translate_keys(read_state_dict(path))
+    expected = network.state_dict()
+    state = _complete_stage_1(state, expected)
+    _check_fit(state, expected, path)
+    network.load_state_dict(state)
+    facts = describe_weights(path, None if ckpt_path else model)
+    logger.info("weights %s from %s, SHA-256 %s", facts["name"], facts["path"], facts["sha256"])
+    return network.to(device).eval()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a file with ``weights_only=True``, on the CPU; ``{"model": state_dict}`` is unwrapped."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        reason = str(error).strip().split("\n")[0][:200]
+        raise InputFileError(f"weights: {path} can't be read as a PyTorch checkpoint of tensors ({reason})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        found = f"keys {_first(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise InputError(f'weights: {path} must hold a state dict of tensors (or {{"model": state dict}}), got {found}')
+    # "module." comes from DistributedDataParallel
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def translate_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of a published checkpoint to those of :class:`scripts.network.RegistrationNetwork`.
+
+    Keys that are not of the published form stay as they are.
+    """
+    is_step_2 = any(key.startswith(_PUBLISHED_PREFIXES[0]) for key in state)
+    prefixes = _PUBLISHED_PREFIXES if is_step_2 else tuple(p.removeprefix("netPhi.") for p in _PUBLISHED_PREFIXES[:3])
+    levels = sum(key.startswith(prefixes[0] + "batchNorms.") and key.endswith(".weight") for key in state)
+    return {_translate(key, prefixes, levels): value for key, value in state.items()}
+
+
+def _translate(key: str, prefixes: tuple[str, ...], levels: int) -> str:
+    for n, prefix in enumerate(prefixes):
+        layer = _PUBLISHED_LAYER.fullmatch(key[len(prefix) :]) if key.startswith(prefix) else None
+        if layer is None:
+            continue
+        kind, level, name, last = layer.groups()
+        if last is not None:
+            return f"unets.{n}.last.{last}"
+        if kind == "downConvs":
+            return f"unets.{n}.down.{level}.{name}"
+        # on the way up the published lists begin with the finest level, ours with the coarsest
+        return f"unets.{n}.{'up' if kind == 'upConvs' else 'norm'}.{levels - 1 - int(level)}.{name}"
+    return key
+
+
+def _complete_stage_1(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add a fourth UNet, the identity (a last layer of zeros), to the weights of three, where the network has four."""
+    fourth = {key: value for key, value in expected.items() if key.startswith("unets.3.")}
+    if not fourth or set(state) != set(expected) - set(fourth):
+        return state
+    logger.info("weights of stage 1 (three UNets) in a network of four: the fourth starts as the identity")
+    added = {key: torch.zeros_like(value) if ".last." in key else value for key, value in fourth.items()}
+    return {**state, **added}
+
+
+def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or unexpected:
+        raise InputError(
+            f"weights: {path} does not fit this network: {len(missing)} missing keys {_first(missing)},"
+            f" {len(unexpected)} unexpected keys {_first(unexpected)}; check stage, down_channels and up_channels"
+        )
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise InputError(
+                f"weights: {path} does not fit this network: {key} has shape {tuple(state[key].shape)},"
+                f" expected {tuple(value.shape)}; check down_channels and up_channels"
+            )
+
+
+def _first(names: Any, count: int = 3) -> str:
+    names = list(names)
+    return f"({', '.join(names[:count])}{', ...' if len(names) > count else ''})"

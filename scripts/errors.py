@@ -1,0 +1,60 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Errors that a user can act on: one clear line saying what was wrong, what came and what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+
+class InputError(ValueError):
+    """An option, a file or its content can't be used; the message says what to do."""
+
+
+class InputFileError(InputError, FileNotFoundError):
+    """A file is missing or can't be read; the message names the option and the path."""
+
+
+def find_input_error(error: BaseException) -> InputError | None:
+    """Return the :class:`InputError` among ``error`` and its causes, or None.
+
+    MONAI wraps what a config component or a transform raises in RuntimeErrors ("Failed to instantiate ...").
+    """
+    current: BaseException | None = error
+    seen: set[int] = set()
+    while current is not None and id(current) not in seen:
+        if isinstance(current, InputError):
+            return current
+        seen.add(id(current))
+        current = current.__cause__ or current.__context__
+    return None
+
+
+def report_plainly() -> None:
+    """Let an uncaught :class:`InputError` end the ``monai.bundle`` command with its one line instead of a traceback.
+
+    Only the command line is touched (a program that imports this bundle keeps its own excepthook), the exit status
+    stays 1, and REGISTRATION_TRACEBACK=1 in the environment brings the traceback back.
+    """
+    package = getattr(sys.modules.get("__main__"), "__package__", None)
+    if package != "monai.bundle" or os.environ.get("REGISTRATION_TRACEBACK") == "1":
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        found = find_input_error(error)
+        if found is None:
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            print(f"error: {found}", file=sys.stderr)
+
+    sys.excepthook = hook

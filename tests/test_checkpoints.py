@@ -1,0 +1,193 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import download_large_files
+from torch import Tensor
+
+from scripts.checkpoints import MODEL_FILES, describe_weights, find_weights, load_weights, translate_keys
+from scripts.errors import InputError, InputFileError
+from scripts.network import IdentityNetwork, RegistrationNetwork
+from tests.networks import SMALL, published_state, random_network
+
+
+def fresh(stage: int = 2) -> RegistrationNetwork:
+    return RegistrationNetwork((17, 17, 17), **SMALL, stage=stage)
+
+
+def save(content: Any, folder: Path, name: str = "weights.pt") -> Path:
+    path = folder / name
+    torch.save(content, path)
+    return path
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert set(first) == set(second)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("form", ["plain", "in model", "data parallel", "published"])
+def test_every_known_form_loads(form: str, stage: int, tmp_path: Path) -> None:
+    source = random_network(stage=stage)
+    state = source.state_dict()
+    content = {
+        "plain": state,
+        "in model": {"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}},
+        "data parallel": {f"module.{key}": value for key, value in state.items()},
+        "published": published_state(source),
+    }[form]
+    network = fresh(stage).train()
+    assert load_weights(network, "unigradicon", save(content, tmp_path)) is network
+    assert_same(network.state_dict(), state)
+    assert not network.training
+
+
+def test_the_published_keys_are_those_of_the_published_files() -> None:
+    network = RegistrationNetwork()
+    keys = set(published_state(network))
+    assert len(keys) == 188
+    assert "netPhi.netPhi.net.netPhi.net.net.downConvs.4.weight" in keys
+    assert "netPsi.net.batchNorms.0.running_var" in keys
+    state = published_state(network)
+    # the channels tell the levels apart: up 0 is the finest
+    assert state["netPsi.net.upConvs.0.weight"].shape[1] == 16
+    assert state["netPsi.net.upConvs.4.weight"].shape[1] == 256
+    assert state["netPsi.net.batchNorms.3.weight"].shape == (128,)
+    step_1 = set(published_state(RegistrationNetwork(stage=1)))
+    assert step_1 == {key.removeprefix("netPhi.") for key in keys if key.startswith("netPhi.")}
+
+
+def test_weights_of_stage_1_leave_the_fourth_unet_the_identity(tmp_path: Path) -> None:
+    source, network = random_network(stage=1), random_network(seed=1)
+    load_weights(network, "unigradicon", save(published_state(source), tmp_path))
+    image = torch.rand(1, 2, 17, 18, 19)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), source(image), atol=1e-4, rtol=0)
+
+
+def test_keys_of_another_form_stay_as_they_are() -> None:
+    state = {"netPsi.net.other": torch.zeros(1), "conv.weight": torch.zeros(1)}
+    assert set(translate_keys(state)) == set(state)
+
+
+def test_the_log_and_the_description_name_the_file_and_its_hash(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "models").mkdir()
+    path = save(random_network().state_dict(), tmp_path, MODEL_FILES["multigradicon"])
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    with caplog.at_level(logging.INFO):
+        load_weights(fresh(), "multigradicon", bundle_root=tmp_path)
+    for part in ("multigradicon", str(path), sha256):
+        assert part in caplog.text
+    assert describe_weights(path) == {"name": "multigradicon.pt", "path": str(path.resolve()), "sha256": sha256}
+    assert describe_weights(path, "multigradicon")["name"] == "multigradicon"
+    assert describe_weights(None) == {"name": "none", "path": None, "sha256": None}
+    # a file that was replaced is hashed anew
+    torch.save(random_network(seed=1).state_dict(), path)
+    assert describe_weights(path)["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() != sha256
+
+
+def test_the_training_free_mode_says_how_to_get_weights(caplog: pytest.LogCaptureFixture) -> None:
+    network = IdentityNetwork()
+    with caplog.at_level(logging.INFO):
+        assert load_weights(network, "none", bundle_root="/some where") is network
+    assert len(caplog.records) == 1
+    assert "training-free" in caplog.text
+    assert "python -m monai.bundle download_large_files --bundle_path '/some where'" in caplog.text
+
+
+def test_own_weights_win_over_the_model(tmp_path: Path) -> None:
+    path = save({}, tmp_path)
+    for model in ("none", "unigradicon"):
+        assert find_weights(model, path, tmp_path) == path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("unigradicon",), r"model\.pt; fetch them with: python -m monai\.bundle download_large_files --bundle_path "),
+        (("multigradicon",), r"multigradicon\.pt; fetch them with: python -m monai\.bundle download_large_files"),
+        (("none", "absent.pt"), "ckpt_path: no such file: absent.pt"),
+    ],
+)
+def test_a_missing_file_is_named(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        load_weights(fresh(), *arguments, bundle_root=tmp_path)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(InputError, match="expected one of none, unigradicon, multigradicon, got 'voxelmorph'"):
+        find_weights("voxelmorph")
+
+
+def _without(count: int) -> dict[str, Tensor]:
+    return dict(list(random_network().state_dict().items())[count:])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1)}, r"116 missing keys \(unets.*, \.\.\.\), 1 unexpected keys \(a\)"),
+        (lambda: _without(2), r"2 missing keys \(unets\.0\.down\.0\.bias, unets\.0\.down\.0\.weight\), 0 unexpected"),
+        (
+            lambda: random_network(down_channels=(2, 4, 6, 9)).state_dict(),
+            r"unets\.0\.down\.2\.weight has shape \(9, 6, 3, 3, 3\), expected \(8, 6, 3, 3, 3\)",
+        ),
+        ({"epoch": 3}, r"must hold a state dict of tensors .* got keys \(epoch\)"),
+        ([1, 2], "got a list"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_explained(content: Any, message: str, tmp_path: Path) -> None:
+    path = save(content() if callable(content) else content, tmp_path)
+    network = random_network()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(InputError, match=message):
+        load_weights(network, "none", path)
+    assert_same(network.state_dict(), before)
+
+
+class Harmful:
+    """Stands for an object whose unpickling would run code."""
+
+
+def test_a_file_that_holds_code_or_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match="can't be read as a PyTorch checkpoint"):
+        load_weights(fresh(), "none", save({"model": Harmful()}, tmp_path))
+    text = tmp_path / "page.pt"
+    text.write_text("<html>not found</html>")
+    with pytest.raises(InputFileError, match=r"page\.pt can't be read"):
+        load_weights(fresh(), "none", text)
+
+
+def test_the_download_list_matches_the_loader(
+    bundle_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load((bundle_root / "large_files.yml").read_text())["large_files"]
+    assert [entry["path"] for entry in content] == list(MODEL_FILES.values())
+    assert all(entry["url"].startswith("https://github.com/uncbiag/uniGradICON/releases/") for entry in content)
+    # MONAI's command accepts the list as it is; only the download itself is replaced
+    calls: list[dict[str, str]] = []
+    monkeypatch.setattr("monai.bundle.scripts.download_url", lambda **call: calls.append(call))
+    (tmp_path / "large_files.yml").write_bytes((bundle_root / "large_files.yml").read_bytes())
+    download_large_files(bundle_path=str(tmp_path))
+    assert [Path(call["filepath"]) for call in calls] == [tmp_path / name for name in MODEL_FILES.values()]
+    assert all("hash_val" not in call for call in calls)
