@@ -1,0 +1,118 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Similarities: known values, invariances, masks, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scripts.similarity import LNCC, MINDSSC, NMI, SIMILARITIES, box_mean, create_similarity, gaussian_blur
+
+
+def smooth(seed: int = 0, shape: tuple[int, int, int] = (20, 22, 24)) -> torch.Tensor:
+    noise = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
+    image = gaussian_blur(noise, 1.5)
+    return (image - image.min()) / (image.max() - image.min())
+
+
+def test_blur_equals_a_separable_convolution_with_zero_padding() -> None:
+    image = torch.rand(2, 3, 11, 12, 13)
+    offsets = torch.arange(-4, 5, dtype=torch.float32)
+    taps = torch.exp(-0.5 * (offsets / 2) ** 2)
+    taps = taps / taps.sum()
+    expected = image.reshape(6, 1, 11, 12, 13)
+    for shape in ((-1, 1, 1), (1, -1, 1), (1, 1, -1)):
+        expected = F.conv3d(expected, taps.view(1, 1, *shape), padding="same")
+    torch.testing.assert_close(gaussian_blur(image, 2), expected.reshape(image.shape), atol=1e-6, rtol=1e-5)
+
+
+def test_box_mean_equals_average_pooling_of_a_replicated_border() -> None:
+    image = torch.rand(1, 2, 7, 8, 9)
+    expected = F.avg_pool3d(F.pad(image, (2,) * 6, mode="replicate"), 5, stride=1)
+    torch.testing.assert_close(box_mean(image, 2), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_an_image_is_more_similar_to_itself_than_shifted(name: str) -> None:
+    similarity = create_similarity(name, 2)
+    image = smooth()
+    assert similarity(image, image) < similarity(image.roll(3, 2), image) - 1e-3
+
+
+@pytest.mark.parametrize("name", ["lncc2", "mind", "nmi"])
+def test_similarities_for_other_contrasts_accept_an_inverted_image(name: str) -> None:
+    similarity = create_similarity(name, 2)
+    image = smooth()
+    assert similarity(1 - image, image) < similarity(1 - image.roll(3, 2), image) - 1e-3
+
+
+def test_lncc_is_near_zero_for_the_image_and_two_for_its_negative() -> None:
+    image = smooth()
+    inner = torch.zeros_like(image)  # zero padding makes negatives alike at the border
+    inner[:, :, 6:-6, 6:-6, 6:-6] = 1
+    assert LNCC(2)(image, image, inner).item() == pytest.approx(0, abs=0.02)
+    assert LNCC(2)(1 - image, image, inner).item() == pytest.approx(2, abs=0.02)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_changes_outside_the_mask_do_not_count_and_inside_do(name: str) -> None:
+    similarity = create_similarity(name, 1)
+    image, other = smooth(0), smooth(1)
+    mask = torch.zeros_like(image)
+    mask[:, :, :8] = 1
+    far, near = image.clone(), image.clone()
+    far[:, :, 16:] = other[:, :, 16:]
+    near[:, :, :6] = other[:, :, :6]
+    exact = similarity(image, image, mask)
+    torch.testing.assert_close(similarity(far, image, mask), exact, atol=1e-3, rtol=1e-3)
+    assert similarity(near, image, mask) > exact + 1e-2
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_target_prepared_once_gives_the_same_and_gradients_flow(name: str) -> None:
+    similarity = create_similarity(name, 2)
+    warped, target = smooth(0).requires_grad_(), smooth(1)
+    prepared = similarity.to_target(target)
+    torch.testing.assert_close(prepared(warped), similarity(warped, target))
+    (gradient,) = torch.autograd.grad(prepared(warped), warped)
+    assert gradient.abs().sum() > 0
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["lncc", "mind"])
+def test_gradient_is_that_of_finite_differences(name: str) -> None:
+    similarity = create_similarity(name, 1)
+    target = smooth(1, (6, 6, 6)).double()
+    warped = smooth(0, (6, 6, 6)).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda image: similarity(image, target), (warped,), atol=1e-5, rtol=1e-3)
+
+
+def test_a_batch_is_the_mean_of_its_samples() -> None:
+    first, second, target = smooth(0), smooth(1), smooth(2)
+    batch = LNCC(2)(torch.cat([first, second]), torch.cat([target, target]))
+    torch.testing.assert_close(batch, (LNCC(2)(first, target) + LNCC(2)(second, target)) / 2)
+
+
+def test_nmi_uses_a_subset_of_large_images_and_stays_close() -> None:
+    image, other = smooth(0), smooth(1)
+    for pair in ((image, image), (image, other)):
+        torch.testing.assert_close(NMI(max_voxels=3000)(*pair), NMI()(*pair), atol=0.06, rtol=0.06)
+
+
+def test_errors_name_what_came() -> None:
+    with pytest.raises(ValueError, match=r"one of lncc, lncc2, mind, nmi, got 'ssd'"):
+        create_similarity("ssd")
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        LNCC(0)
+    with pytest.raises(ValueError, match="one shape, got"):
+        MINDSSC()(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 5))
