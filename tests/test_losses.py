@@ -1,0 +1,158 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.coordinates import extent, identity_grid, identity_transform
+from scripts.errors import InputError
+from scripts.losses import GradICONLoss, gradicon_regularity, jitter_shape, jittered_points, symmetric_dice_loss
+from scripts.similarity import LNCC
+from tests.networks import random_network, random_pair
+
+SHAPE = (12, 15, 13)
+
+
+def squared_difference(warped: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    squares = (warped - target) ** 2
+    return squares.mean() if mask is None else (squares * mask).sum() / mask.sum()
+
+
+def scaling(factors: tuple[float, float, float]) -> Callable[[Tensor], Tensor]:
+    return lambda points: points * torch.tensor(factors).view(1, 3, 1, 1, 1)
+
+
+def test_identical_images_under_the_identity_cost_nothing() -> None:
+    image, _ = random_pair(SHAPE)
+    terms = GradICONLoss(squared_difference)(identity_transform, identity_transform, image, image)
+    assert terms.as_floats() == pytest.approx(dict.fromkeys(terms._fields, 0.0), abs=1e-12)
+    assert terms._fields == ("loss", "similarity", "regularity", "transform_magnitude", "folding", "dice")
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    moving, fixed = random_pair(SHAPE)
+    labels = (moving > 0.5).float(), (fixed > 0.5).float()
+    loss = GradICONLoss(LNCC(), lambda_gradicon=0.7, dice_weight=0.3)
+    terms = loss(
+        scaling((0.9, 1.0, 1.1)),
+        identity_transform,
+        moving,
+        fixed,
+        moving_label=labels[0],
+        fixed_label=labels[1],
+    )
+    expected = terms.similarity + 0.7 * terms.regularity + 0.3 * terms.dice
+    torch.testing.assert_close(terms.loss, expected)
+    assert min(terms.similarity, terms.regularity, terms.dice, terms.transform_magnitude) > 0
+
+
+def test_the_regularity_is_the_gradient_of_the_round_trip() -> None:
+    # x - forward(inverse(x)) = (0.1, 0, -0.2) * x: the squares of its gradient, averaged over the three components
+    points = jittered_points(SHAPE, generator=torch.Generator().manual_seed(0))
+    regularity = gradicon_regularity(scaling((0.9, 1.0, 1.2)), identity_transform, points)
+    assert float(regularity) == pytest.approx((0.1**2 + 0.2**2) / 3, rel=1e-3)
+
+
+def test_the_points_are_every_second_voxel_with_seeded_noise() -> None:
+    assert jitter_shape(SHAPE) == (1, 3, 6, 8, 7)
+    centers = identity_grid(SHAPE)[:, :, ::2, ::2, ::2]
+    assert torch.equal(jittered_points(SHAPE, torch.zeros(jitter_shape(SHAPE))), centers)
+    state = torch.get_rng_state()
+    first, second = (jittered_points(SHAPE, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert float((first - centers).std()) == pytest.approx(2 / 13, rel=0.1)
+    with pytest.raises(ValueError, match=r"expected noise of shape \(1, 3, 6, 8, 7\), got \(1, 3, 12, 15, 13\)"):
+        jittered_points(SHAPE, torch.zeros(1, 3, *SHAPE))
+
+
+def test_each_direction_has_the_mask_of_its_target() -> None:
+    moving, fixed = random_pair(SHAPE)
+    seen: list[Tensor | None] = []
+
+    def similarity(warped: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        seen.append(mask)
+        return squared_difference(warped, target, mask)
+
+    masks = (moving > 0.5).float(), (fixed > 0.5).float()
+    GradICONLoss(similarity)(
+        identity_transform, identity_transform, moving, fixed, moving_mask=masks[0], fixed_mask=masks[1]
+    )
+    assert seen[0] is masks[1]
+    assert seen[1] is masks[0]
+
+
+def test_mass_is_conserved_by_a_known_compression() -> None:
+    # the map doubles lengths along one axis: warped densities double as well
+    image = torch.full((1, 1, *SHAPE), 0.25)
+    target = torch.full((1, 1, *SHAPE), 0.5)
+    half = torch.zeros(1, 1, *SHAPE)
+    half[:, :, :5] = 1  # beyond, the map leaves the image
+    loss = GradICONLoss(squared_difference, mass_conservation=True)
+    terms = loss(scaling((2.0, 1.0, 1.0)), identity_transform, image, target, fixed_mask=half)
+    reverse = (0.5 - 0.25) ** 2  # the inverse map, here the identity, changes nothing
+    assert float(terms.similarity) == pytest.approx(reverse, abs=1e-5)
+
+
+def test_folds_are_counted_per_sample_in_the_inverse_transform() -> None:
+    moving, fixed = random_pair(SHAPE, batch=2)
+    loss = GradICONLoss(squared_difference)
+    cells = 11 * 14 * 12
+    assert float(loss(identity_transform, scaling((-1.0, 1.0, 1.0)), moving, fixed).folding) == cells
+    assert float(loss(scaling((-1.0, 1.0, 1.0)), identity_transform, moving, fixed).folding) == 0
+
+
+def test_dice_counts_the_labels_that_both_images_have() -> None:
+    moving, fixed = torch.zeros(2, 1, 1, *SHAPE)
+    moving[:, :, 1:7] = 7
+    fixed[:, :, 4:10] = 7  # half of it overlaps
+    moving[:, :, 11] = 3  # absent in fixed
+    grid = identity_grid(SHAPE)
+    assert float(symmetric_dice_loss(moving, fixed, grid, grid)) == pytest.approx(2 * 0.5, rel=1e-4)
+    shift = torch.tensor([3.0, 0, 0]).view(1, 3, 1, 1, 1) / extent(moving)
+    assert float(symmetric_dice_loss(moving, fixed, grid - shift, grid + shift)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({}, "needs moving_label and fixed_label"),
+        ({"moving_label": torch.zeros(1, 1, *SHAPE), "fixed_label": torch.ones(1, 1, *SHAPE)}, "no common label"),
+    ],
+)
+def test_dice_without_common_labels_is_refused(labels: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        GradICONLoss(LNCC(), dice_weight=1)(identity_transform, identity_transform, *random_pair(SHAPE), **labels)
+
+
+def test_ill_shape() -> None:
+    with pytest.raises(ValueError, match=r"one shape .* got \(1, 1, 4, 4, 4\) and \(1, 1, 4, 4, 5\)"):
+        GradICONLoss(LNCC())(
+            identity_transform, identity_transform, torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 5)
+        )
+    with pytest.raises(ValueError, match="must not be negative"):
+        GradICONLoss(LNCC(), lambda_gradicon=-1)
+
+
+def test_the_gradient_reaches_all_weights_and_only_the_loss_needs_it() -> None:
+    network, (moving, fixed) = random_network(), random_pair((17, 18, 19), batch=2)
+    labels = {"moving_label": (moving > 0.5).float(), "fixed_label": (fixed > 0.5).float()}
+    loss = GradICONLoss(LNCC(sigma=2), mass_conservation=True, dice_weight=0.5)
+    terms = loss(network.register(moving, fixed), network.register(fixed, moving), moving, fixed, **labels)
+    terms.loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    assert not terms.folding.requires_grad
+    assert not terms.transform_magnitude.requires_grad
