@@ -1,0 +1,243 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""From options or a datalist to cases: which files are registered, under which name, into which folder.
+
+Reads lists, not images (headers are looked at, to refuse what can't work before anything heavy starts).
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .input_files import check_landmarks, check_output_dir, existing_path, is_absent
+from .validation import check_header
+
+MODALITIES = {"ct": "ct", "mr": "mr", "mri": "mr"}
+IMAGES = ("fixed", "moving")
+MODALITY_KEYS = ("fixed_modality", "moving_modality")
+REGIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
+LANDMARKS = ("fixed_landmarks", "moving_landmarks")
+PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
+CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "frame")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
+OUTPUT_NAMES = ("displacement.nii.gz", "warped_moving.nii.gz", "warped_label.nii.gz", "jacobian_determinant.nii.gz")
+
+
+def load_cases(
+    fixed: Any = None,
+    moving: Any = None,
+    datalist: Any = None,
+    output_dir: Any = None,
+    fixed_modality: str | None = None,
+    moving_modality: str | None = None,
+    fixed_mask: Any = None,
+    moving_mask: Any = None,
+    fixed_label: Any = None,
+    moving_label: Any = None,
+    fixed_landmarks: Any = None,
+    moving_landmarks: Any = None,
+    frame: int | None = None,
+    required: bool = True,
+) -> list[dict[str, Any]]:
+    """Return the cases to register, all checked as far as that is cheap.
+
+    A case holds ``case``, ``case_dir``, ``fixed``, ``moving``, the two modalities ("ct" or "mr"), and those of
+    ``frame``, masks, labels and landmarks that were given.
+
+    Args:
+        fixed: image to align to: a file, or a folder with one DICOM series.
+        moving: image to be aligned.
+        datalist: instead of the pair, a JSON file (list of objects) or a CSV file with a header; names as here plus
+            ``case``; paths relative to the list's folder.
+        output_dir: where results go: directly here for a pair, in ``output_dir/<case>`` for a datalist.
+        fixed_modality: ct or mr (mri); for a datalist, of the cases that don't say.
+        moving_modality: the same for the moving image.
+        fixed_mask: region of the fixed image.
+        moving_mask: region of the moving image.
+        fixed_label: anatomy of the fixed image, integers.
+        moving_label: anatomy of the moving image.
+        fixed_landmarks: CSV with header x,y,z in world mm.
+        moving_landmarks: the same for the moving image.
+        frame: volume to take of 4-D files, from 0.
+        required: False returns [] when neither pair nor datalist is given, so that a workflow can be built and
+            inspected without data; :func:`require_cases` then refuses to run.
+
+    Raises:
+        InputError: one line that names option, value and what to do.
+    """
+    options = {
+        "fixed": fixed,
+        "moving": moving,
+        "fixed_modality": fixed_modality,
+        "moving_modality": moving_modality,
+        "fixed_mask": fixed_mask,
+        "moving_mask": moving_mask,
+        "fixed_label": fixed_label,
+        "moving_label": moving_label,
+        "fixed_landmarks": fixed_landmarks,
+        "moving_landmarks": moving_landmarks,
+        "frame": frame,
+    }
+    given = {key: value for key, value in options.items() if not is_absent(value)}
+    pair = [key for key in PATHS if key in given]
+    if is_absent(datalist) and not pair:
+        if not required:
+            return []
+        raise InputError("nothing to register: give --fixed FILE and --moving FILE, or --datalist FILE")
+    if not is_absent(datalist) and pair:
+        raise InputError(f"--datalist and --{pair[0]} exclude each other; give a pair or a datalist")
+    folder = check_output_dir(output_dir)
+    if is_absent(datalist):
+        cases = [_case(given, "", Path())]
+        cases[0].update(case=_default_name(cases[0]), case_dir=str(folder))
+    else:
+        cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder)
+    for case in cases:
+        _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ")
+    return cases
+
+
+def require_cases(cases: list[dict[str, Any]]) -> None:
+    """Refuse to run without a case; for workflows whose cases are loaded with ``required=False``."""
+    if not cases:
+        load_cases(required=True)
+
+
+def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path) -> list[dict[str, Any]]:
+    rows = read_datalist(path)
+    base = Path(path).resolve().parent
+    cases: list[dict[str, Any]] = []
+    names: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        where = f"datalist '{path}', case {number}: "
+        case = _case({**defaults, **row}, where, base)
+        name = _given_name(row["case"], where) if "case" in row else _default_name(case)
+        if name in names:
+            if "case" in row:
+                raise InputError(f"{where}the name '{name}' is also that of case {names[name]}; names must differ")
+            count = 2
+            while f"{name}_{count}" in names:
+                count += 1
+            name = f"{name}_{count}"
+        names[name] = number
+        case.update(case=name, case_dir=str(output_dir / name))
+        cases.append(case)
+    return cases
+
+
+def read_datalist(path: str) -> list[dict[str, Any]]:
+    """Read the rows of a datalist; empty cells and nulls are left out.
+
+    Raises:
+        InputError: not a list of objects, no rows, or a column that is not a case entry.
+    """
+    if not path.lower().endswith((".json", ".csv")):
+        raise InputError(f"datalist '{path}' must end in .json or .csv")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if path.lower().endswith(".json"):
+            rows = json.loads(text)
+        else:
+            rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"datalist '{path}' can't be read as JSON or CSV: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f'datalist \'{path}\' must be a list of objects, such as [{{"fixed": ..., "moving": ...}}]')
+    if not rows:
+        raise InputError(f"datalist '{path}' has no cases")
+    for row in rows:
+        for column in row:
+            if column is None:
+                raise InputError(
+                    f"datalist '{path}' has a row with more cells than the header; quote cells with commas"
+                )
+            if column not in CASE_KEYS:
+                hint = did_you_mean(column, CASE_KEYS)
+                raise InputError(f"datalist '{path}': unknown entry '{column}'{hint}; known: {', '.join(CASE_KEYS)}")
+    return [{key: value for key, value in row.items() if not is_absent(value)} for row in rows]
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """Return ", did you mean 'x'?" or an empty text."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
+    """Return the entries of one case, in their final types, with existing absolute or given paths."""
+    case: dict[str, Any] = {}
+    for key in IMAGES:
+        if key not in values:
+            raise InputError(f"{where}{key} is missing; give --{key} FILE (or '{key}' in the datalist)")
+    for key in PATHS:
+        if key in values:
+            case[key] = existing_path(f"{where}{key}", values[key], base)
+    for key in MODALITY_KEYS:
+        if key not in values:
+            raise InputError(f"{where}{key} is missing; give --{key} ct or mr")
+        modality = str(values[key]).strip().lower()
+        if modality not in MODALITIES:
+            raise InputError(f"{where}{key} '{values[key]}' is unknown; give ct or mr")
+        case[key] = MODALITIES[modality]
+    if "frame" in values:
+        case["frame"] = _frame(values["frame"], where)
+    return case
+
+
+def _check_case(case: Mapping[str, Any], where: str) -> None:
+    for key in (*IMAGES, *REGIONS):
+        if key in case:
+            check_header(where + key, case[key], case.get("frame"))
+    for key in LANDMARKS:
+        if key in case:
+            check_landmarks(where + key, case[key])
+    case_dir = Path(case["case_dir"])
+    if case_dir.exists() and not case_dir.is_dir():
+        raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")
+    for key in PATHS:
+        path = Path(case[key]).resolve() if key in case else None
+        if path and path.name in OUTPUT_NAMES and path.parent == case_dir.resolve():
+            raise InputError(f"{where}{key} '{case[key]}' would be overwritten by the result; give another output_dir")
+
+
+def _frame(value: Any, where: str) -> int:
+    text = str(value).strip()
+    if not text.isdecimal() or isinstance(value, bool):
+        raise InputError(f"{where}frame must be a whole number from 0, got '{value}'")
+    return int(text)
+
+
+def stem(path: str) -> str:
+    """Return a file's name without its image suffix."""
+    name = Path(path).resolve().name
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _default_name(case: Mapping[str, Any]) -> str:
+    name = f"{stem(case['moving'])}_to_{stem(case['fixed'])}"
+    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "case"
+
+
+def _given_name(name: Any, where: str) -> str:
+    text = str(name).strip()
+    if text in (".", "..") or re.search(r"[/\\:\0]", text):
+        raise InputError(f"{where}the name '{name}' can't be a folder's name; leave out / \\ : and do not use . or ..")
+    return text

@@ -1,0 +1,98 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Paths that users give: made into text, checked to exist and to be readable or writable, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, InputFileError
+
+
+def is_absent(value: Any) -> bool:
+    """Tell whether an option was left out: nothing, an empty cell, or the word None of a command line."""
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def path_text(option: str, value: Any) -> str:
+    """Return a path as text; the command line parser makes tuples of a,b and numbers of 123."""
+    if isinstance(value, (tuple, list)) and all(isinstance(part, (str, int)) for part in value):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
+        raise InputError(f"{option} must be a path, got {value!r}")
+    return str(value)
+
+
+def existing_path(option: str, value: Any, base: Path) -> str:
+    """Return an existing, readable path; ``a::b`` is also looked for as ``a#b``, which MONAI can't pass on."""
+    text = path_text(option, value)
+    candidates = [text] if "::" not in text else [text, text.replace("::", "#")]
+    paths = [path for path in (base / Path(name).expanduser() for name in candidates) if path.exists()]
+    if not paths:
+        hint = " (MONAI turns '#' into '::' in options)" if "::" in text else ""
+        raise InputFileError(f"{option}: '{base / text}' does not exist{hint}; give an existing file")
+    if len(paths) > 1:
+        raise InputError(
+            f"{option}: '{paths[0]}' and '{paths[1]}' both exist, and MONAI can't tell them apart; rename one"
+        )
+    path = paths[0]
+    folder_allowed = not option.endswith(("landmarks", "datalist"))
+    if path.is_dir() and not folder_allowed:
+        raise InputFileError(f"{option}: '{path}' is a folder; give a file")
+    try:
+        if path.is_dir():
+            os.listdir(path)
+        else:
+            with open(path, "rb") as file:
+                file.read(1)
+    except OSError as error:
+        raise InputFileError(f"{option}: '{path}' can't be read ({error.strerror}); check its permissions") from error
+    return str(path)
+
+
+def check_output_dir(output_dir: Any) -> Path:
+    """Return the output folder if it can be written or made, leaving nothing behind.
+
+    Raises:
+        InputError: no folder given, a file is in the way, or no right to write.
+    """
+    if is_absent(output_dir):
+        raise InputError("output_dir is missing; give --output_dir FOLDER")
+    text = path_text("output_dir", output_dir)
+    if "::" in text or "#" in text:
+        raise InputError(f"output_dir '{text}': MONAI turns '#' into '::' in options; give a folder without either")
+    folder = Path(text).expanduser()
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"output_dir '{folder}' can't be made: '{existing}' is a file; give another folder")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"output_dir '{folder}' can't be written ({reason}); give another folder") from error
+    return folder
+
+
+def check_landmarks(option: str, path: str) -> None:
+    """Check that a landmark file is a table with the columns x, y, z, by its first line."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            columns = [name.strip().lower() for name in file.readline().split(",")]
+    except UnicodeDecodeError:
+        columns = []
+    if not {"x", "y", "z"} <= set(columns):
+        raise InputError(f"{option}: '{path}' must be a CSV file whose first line names the columns x,y,z (mm)")

@@ -1,0 +1,197 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Reading volumes: headers up front, and a MONAI transform that loads voxels with their RAS affine.
+
+Everything is read through ITK, whatever the format, so that geometry means the same here as in the transforms that
+are written (ITK and nibabel disagree on some NIfTI headers). Inputs are only ever opened for reading.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import ITKReader
+from monai.transforms import LoadImage, MapTransform
+
+from .errors import InputError, InputFileError
+
+logger = logging.getLogger(__name__)
+
+FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
+# what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along
+KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about its voxels; one entry per axis in file order (i, j, k, ...)."""
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]  # mm, as written: may be zero or negative
+    direction: np.ndarray  # columns are the axes in LPS
+    components: int  # values per voxel
+
+
+def read_header(path: str) -> Header:
+    """Read the header of an image file or of the DICOM series in a folder, not the voxels.
+
+    Raises:
+        InputFileError: no reader knows the file, or the header is damaged; the message starts with the path.
+    """
+    files = dicom_series(path) if Path(path).is_dir() else [path]
+    image_io = itk.ImageIOFactory.CreateImageIO(files[0], itk.CommonEnums.IOFileMode_ReadMode)
+    if image_io is None:
+        raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
+    image_io.SetFileName(files[0])
+    try:
+        image_io.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    count = image_io.GetNumberOfDimensions()
+    shape = [int(image_io.GetDimensions(axis)) for axis in range(count)]
+    if len(files) > 1:
+        shape[2:] = [len(files)]
+    return Header(
+        shape=tuple(shape),
+        spacing=tuple(float(image_io.GetSpacing(axis)) for axis in range(count)),
+        direction=np.array([image_io.GetDirection(axis) for axis in range(count)]).T,
+        components=int(image_io.GetNumberOfComponents()),
+    )
+
+
+def dicom_series(folder: str) -> list[str]:
+    """Return the files of the one DICOM series in a folder, in the order of their position.
+
+    Raises:
+        InputError: the folder holds no series, or several.
+    """
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(True)
+    names.AddSeriesRestriction("0008|0021")  # series date, as MONAI's ITKReader does
+    names.SetDirectory(folder)
+    series = list(names.GetSeriesUIDs())
+    if not series:
+        raise InputFileError(f"'{folder}' is a folder without DICOM images; give {FORMATS}")
+    if len(series) > 1:
+        counts = ", ".join(str(len(names.GetFileNames(uid))) for uid in series[:8])
+        raise InputError(
+            f"'{folder}' holds {len(series)} DICOM series (of {counts} files); move the wanted one to its own folder"
+        )
+    return list(names.GetFileNames(series[0]))
+
+
+def itk_reason(error: Exception) -> str:
+    """Return ITK's message without source file and line, as one line."""
+    text = str(error).split("ITK ERROR:")[-1].split()
+    reason = " ".join(text)
+    if "orthonormal" in reason:
+        return "its affine has a shear, a zero spacing or no inverse; resample it, or repair its header (sform)"
+    return reason
+
+
+class VolumeReader(ITKReader):
+    """MONAI's ITKReader for one 3-D volume: one DICOM series, one frame of a 4-D file, and the type on disk.
+
+    Args:
+        frame: which volume of a 4-D file is meant, from 0; ignored for a 3-D file.
+    """
+
+    def __init__(self, frame: int | None = None) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Read one file or the DICOM series of one folder into an ITK image."""
+        path = str(data[0] if isinstance(data, (tuple, list)) else data)
+        try:
+            if not Path(path).is_dir():
+                return itk.imread(path)
+            files = dicom_series(path)
+            image = itk.imread(files if len(files) > 1 else files[0])
+        except RuntimeError as error:
+            raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+        if image.GetMetaDataDictionary().HasKey("ITK_non_uniform_sampling_deviation"):
+            logger.warning("'%s': the slices of the series are not evenly spaced, or some are missing", path)
+        return image
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
+        """Return the voxels (I, J, K), a copy, and the few header entries that are used later."""
+        array, meta = super().get_data(img)
+        if len(img.GetSpacing()) == 4:
+            array = array[..., self.frame or 0]
+            meta["original_channel_dim"] = float("nan")
+        kept = {key: meta[key] for key in KEPT_META}
+        kept["original_dtype"] = array.dtype.name
+        return np.array(array), kept
+
+
+class LoadVolumesd(MapTransform):
+    """Load 3-D volumes as float32 MetaTensors (1, I, J, K) with their RAS affine.
+
+    MONAI's LoadImage with :class:`VolumeReader` and nothing else: stock ``LoadImaged`` goes on to other readers, with
+    other geometry, when ITK refuses a file, and forgets the type on disk. ``.meta["original_dtype"]`` keeps that type.
+    The optional case entry ``frame`` selects one volume of 4-D files.
+
+    Args:
+        keys: case entries that are paths; entries that a case lacks are skipped.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.loader = LoadImage(image_only=True, dtype=np.float32, ensure_channel_first=True, expanduser=False)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the paths by volumes."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            path, frame = str(result[key]), result.get("frame")
+            try:
+                result[key] = self.loader(path, reader=VolumeReader(frame))
+            except InputError as error:
+                raise type(error)(f"{key}: {error}") from error
+            result[key].meta["hidden_non_finite"] = count_hidden_non_finite(path, frame)
+        return result
+
+
+def count_hidden_non_finite(path: str, frame: int | None = None) -> int:
+    """Return how many voxels of a NIfTI file are NaN or infinite; 0 for other formats.
+
+    ITK's NIfTI library turns them into 0 while reading, so they can't be seen in what was loaded.
+    """
+    if not path.lower().endswith((".nii", ".nii.gz", ".hdr", ".img")):
+        return 0
+    try:
+        image: Any = nib.load(path)
+    except nib.filebasedimages.ImageFileError:  # ITK read it: a MetaImage or Analyze file of that name, say
+        return 0
+    if image.get_data_dtype().kind != "f":
+        return 0
+    values = np.asanyarray(image.dataobj)
+    values = values[..., frame or 0] if values.ndim == 4 else values
+    return int(values.size - np.count_nonzero(np.isfinite(values)))
+
+
+def source(volume: Any) -> str:
+    """Return the path a loaded volume came from, quoted for messages."""
+    return f"'{volume.meta.get('filename_or_obj', 'from memory')}'"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as people write it, 4 x 5 x 6."""
+    return " x ".join(str(int(size)) for size in shape)
