@@ -1,0 +1,178 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Instance optimization of two displacement fields, without or after a network: mode ``field``.
+
+GradICON needs no network: a forward and an inverse displacement field are optimized for one pair, coarse to fine, with
+the image similarity in both directions and the GradICON regularity of their composition. They start from a network's
+transforms, or from an alignment found by :mod:`scripts.start_search`.
+
+Both directions are one batch of two: element 0 is forward (moving onto fixed), element 1 inverse (fixed onto moving).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from scripts.coordinates import identity_grid, jacobian_determinant, resample_grid, sample
+from scripts.image_pair import ImagePair
+from scripts.losses import symmetric_dice_loss
+from scripts.similarity import Similarity, gaussian_blur
+
+
+class Level(NamedTuple):
+    """One level of the coarse-to-fine optimization."""
+
+    size: int
+    """Voxels along each axis of the level's grid, which spans the whole field of view."""
+    steps: int
+    """Adam steps."""
+
+
+class FieldObjective(NamedTuple):
+    """The GradICON objective for two fields: similarity + lambda_gradicon * regularity + dice_weight * dice."""
+
+    similarity: Similarity
+    """Loss of a warped image against its target, in voxels of the level's grid."""
+    lambda_gradicon: float = 1.5
+    """Weight of the regularity."""
+    mass_conservation: bool = False
+    """Multiply warped intensities by the Jacobian determinant (CT of the lung)."""
+    dice_weight: float = 0.0
+    """Weight of the soft Dice loss of the labels; 0 is off."""
+
+
+class FieldResult(NamedTuple):
+    """What :func:`optimize_field` returns."""
+
+    displacement: Tensor
+    """(2, 3, D, H, W), normalized units, forward and inverse, on the grid of the last level."""
+    loss: float
+    """The objective at the last level, before its last step; lower is better."""
+    similarity: float
+    """Sum of both directions, likewise."""
+    regularity: float
+    """GradICON regularity, likewise."""
+
+
+def optimize_field(
+    pair: ImagePair,
+    start: Tensor,
+    objective: FieldObjective,
+    levels: Sequence[Level],
+    *,
+    learning_rate: float = 0.005,
+    smoothing: float = 1.0,
+    progress: bool = False,
+) -> FieldResult:
+    """Optimize a forward and an inverse displacement field for one pair.
+
+    loss = similarity(moving o forward, fixed) + similarity(fixed o inverse, moving)
+           + lambda_gradicon * || grad(forward o inverse - id) ||^2 (mean over both orders of composition)
+
+    (Tian et al., GradICON, CVPR 2023, with fields in the place of the network.) The unknowns live on a grid of half the
+    level's size and are smoothed by a Gaussian, which keeps the steps of Adam smooth; they are added to the start.
+    Images are sampled with zeros outside, fields with the border value. There is nothing random in it.
+
+    Args:
+        pair: the images; labels are needed with a Dice weight.
+        start: displacements to start from, (2, 3, d, h, w), normalized units, forward and inverse, any grid.
+        objective: the terms and their weights.
+        levels: coarse to fine.
+        learning_rate: of Adam, in normalized units (fractions of the field of view).
+        smoothing: standard deviation of the Gaussian, in voxels of the unknowns' grid.
+        progress: show a bar with the terms.
+
+    Returns:
+        the fields and the terms of the loss.
+    """
+    displacement = start.detach()
+    values = (math.nan, math.nan, math.nan)
+    with (
+        torch.enable_grad(),
+        tqdm(total=sum(level.steps for level in levels), disable=not progress, desc="field") as bar,
+    ):
+        for level in levels:
+            shape = (level.size, level.size, level.size)
+            low_shape = tuple(max(4, -(-n // 2)) for n in shape)
+            evaluate = _LevelLoss(pair.shrink(shape), objective)
+            found, low_found = resample_grid(displacement, shape), resample_grid(displacement, low_shape)
+            unknowns = torch.zeros_like(low_found).requires_grad_()
+            optimizer = torch.optim.Adam([unknowns], lr=learning_rate)
+            for _ in range(level.steps):
+                optimizer.zero_grad()
+                update = gaussian_blur(unknowns, smoothing)
+                loss, similarity, regularity = evaluate(found + resample_grid(update, shape), low_found + update)
+                loss.backward()
+                optimizer.step()
+                values = (loss.item(), similarity.item(), regularity.item())
+                bar.set_postfix_str(
+                    f"{level.size}: similarity {values[1]:.4f} regularity {values[2]:.5f}", refresh=False
+                )
+                bar.update()
+            with torch.no_grad():
+                displacement = found + resample_grid(gaussian_blur(unknowns, smoothing), shape)
+    return FieldResult(displacement, *values)
+
+
+class _LevelLoss:
+    """The objective at one level; what depends on the targets alone is computed once."""
+
+    def __init__(self, pair: ImagePair, objective: FieldObjective) -> None:
+        self.pair = pair
+        self.objective = objective
+        self.source = torch.cat([pair.moving, pair.fixed])
+        self.grid = identity_grid(pair.fixed.shape[2:], pair.fixed.device)
+        target, mask = self.source.flip(0), pair.target_masks()
+        if objective.mass_conservation:  # the determinant lives on cells: one fewer than voxels along each axis
+            target = target[:, :, :-1, :-1, :-1]
+            mask = None if mask is None else mask[:, :, :-1, :-1, :-1]
+        self.compare = objective.similarity.to_target(target, mask)
+
+    def __call__(self, displacement: Tensor, low_displacement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return loss, similarity and regularity for fields (2, 3, D, H, W) on the level grid and the coarser one."""
+        points = self.grid + displacement
+        warped = sample(self.source, points, "zeros")
+        if self.objective.mass_conservation:
+            warped = warped[:, :, :-1, :-1, :-1] * jacobian_determinant(points)
+        similarity = 2 * self.compare(warped)  # the sum over both directions, as in the network's objective
+        regularity = gradicon_regularity(low_displacement)
+        loss = similarity + self.objective.lambda_gradicon * regularity
+        if self.objective.dice_weight > 0:
+            if self.pair.moving_label is None or self.pair.fixed_label is None:
+                raise ValueError("optimize_field: dice_weight > 0 needs moving_label and fixed_label")
+            labels = self.pair.moving_label, self.pair.fixed_label
+            loss = loss + self.objective.dice_weight * symmetric_dice_loss(*labels, points[:1], points[1:])
+        return loss, similarity, regularity
+
+
+def gradicon_regularity(displacement: Tensor) -> Tensor:
+    """GradICON regularity of a pair of displacement fields: mean of || grad r ||^2, r the error of their composition.
+
+    Args:
+        displacement: (2, 3, D, H, W), normalized units, forward and inverse.
+
+    Returns:
+        a scalar, the mean over both orders of composition; derivatives by forward differences.
+    """
+    other = displacement.flip(0)
+    points = identity_grid(displacement.shape[2:], displacement.device) + other
+    residual = other + sample(displacement, points)
+    total = residual.new_zeros(())
+    for axis in (2, 3, 4):
+        derivative = residual.diff(dim=axis) * (residual.shape[axis] - 1)
+        total = total + (derivative**2).sum(dim=1).mean()
+    return total

@@ -1,0 +1,171 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A start for the training-free registration: several rough alignments, each refined to an affine one, the best kept.
+
+Gradients need a start within reach. The candidates are what the file headers and the images themselves offer:
+
+- ``field_of_view``: the moving field of view stretched onto the fixed one (where the network starts, too);
+- ``world``: the coordinates of the file headers;
+- ``center``: the sizes and directions of the headers, the centers of intensity laid onto each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scripts.coordinates import identity_grid, resample_grid, sample
+from scripts.field_optimization import FieldObjective, Level, optimize_field
+from scripts.image_pair import ImagePair
+from scripts.similarity import Similarity
+
+logger = logging.getLogger(__name__)
+
+_AFFINE_SIZE = 24
+_AFFINE_STEPS = 80
+_AFFINE_LEARNING_RATE = 0.01
+_TRIAL_LEVELS = (Level(16, 60), Level(24, 40))
+_LEAST_OVERLAP = 0.25  # of the fixed field of view
+_SAME_START = 0.03  # of the field of view: candidates that agree this well at all corners need one trial only
+
+
+class Start(NamedTuple):
+    """What :func:`search_start` returns."""
+
+    displacement: Tensor
+    """(2, 3, D, H, W), normalized units, forward and inverse."""
+    name: str
+    """The candidate it came from."""
+
+
+def search_start(pair: ImagePair, objective: FieldObjective, learning_rate: float = 0.005) -> Start:
+    """Find a forward and an inverse displacement from which gradients reach the right alignment.
+
+    Every candidate gets an affine refinement (both directions, the inverse being the matrix inverse) and a coarse
+    deformable trial; the one that explains one of the two images best wins, with its trial. One, not both: where
+    one field of view is a part of the other, the larger image cannot be explained everywhere.
+
+    Args:
+        pair: the images with their affines.
+        objective: of the trial; its similarity also drives the affine refinement.
+        learning_rate: of the trial, in normalized units.
+
+    Returns:
+        the start and the name of its candidate.
+    """
+    candidates = start_candidates(pair)
+    small = pair.shrink((_AFFINE_SIZE,) * 3)
+    matrices = _refine_affine(small, torch.stack(list(candidates.values())), objective.similarity)
+    grid = identity_grid((8, 8, 8), pair.fixed.device)
+    tried: list[Tensor] = []
+    found: list[tuple[float, Start]] = []
+    for name, matrix in zip(candidates, matrices, strict=True):
+        corners = apply_affine(matrix[None], identity_grid((2, 2, 2), pair.fixed.device))
+        if any((corners - other).abs().max() < _SAME_START for other in tried):
+            continue
+        tried.append(corners)
+        both = torch.stack([matrix, torch.linalg.inv(matrix)])
+        start = apply_affine(both, grid) - grid
+        trial = optimize_field(pair, start, objective, _TRIAL_LEVELS, learning_rate=learning_rate)
+        score = _score(small, trial.displacement, objective.similarity) + objective.lambda_gradicon * trial.regularity
+        logger.info("start %s: %.4f", name, score)
+        found.append((score, Start(trial.displacement, name)))
+    return min(found, key=lambda item: item[0])[1]
+
+
+def start_candidates(pair: ImagePair) -> dict[str, Tensor]:
+    """Return the rough alignments as (4, 4) matrices, normalized fixed points -> normalized moving points.
+
+    The field of view comes first; the others are left out where the two fields of view then hardly overlap.
+    """
+    moving, fixed = pair.moving, pair.fixed
+    to_world_moving = _normalized_to_world(pair.moving_affine, moving.shape[2:])
+    to_world_fixed = _normalized_to_world(pair.fixed_affine, fixed.shape[2:])
+    world = torch.linalg.solve(to_world_moving, to_world_fixed).to(fixed)
+    center = world.clone()
+    center[:3, 3] += center_of_mass(moving) - (world[:3, :3] @ center_of_mass(fixed) + world[:3, 3])
+    candidates = {"field_of_view": torch.eye(4, dtype=fixed.dtype, device=fixed.device)}
+    for name, matrix in (("world", world), ("center", center)):
+        if _overlap(matrix) > _LEAST_OVERLAP:
+            candidates[name] = matrix
+    return candidates
+
+
+def apply_affine(matrix: Tensor, points: Tensor) -> Tensor:
+    """Apply (B, 4, 4) matrices to points (1 or B, 3, D, H, W)."""
+    moved = torch.einsum("bij,bj...->bi...", matrix[:, :3, :3], points.expand(matrix.shape[0], -1, -1, -1, -1))
+    return moved + matrix[:, :3, 3].view(-1, 3, 1, 1, 1)
+
+
+def center_of_mass(image: Tensor) -> Tensor:
+    """Return the center of intensity (3,), normalized, of an image (1, 1, D, H, W)."""
+    weight = image / image.sum().clamp_min(1e-6)
+    return (identity_grid(image.shape[2:], image.device) * weight).sum(dim=(0, 2, 3, 4))
+
+
+def _normalized_to_world(affine: Tensor, shape: Sequence[int]) -> Tensor:
+    scale = torch.tensor([n - 1 for n in shape] + [1], dtype=torch.float64)
+    return torch.as_tensor(affine, dtype=torch.float64).cpu() * scale
+
+
+def _overlap(matrix: Tensor) -> float:
+    """Share of the fixed unit cube that a (4, 4) matrix maps into the moving unit cube."""
+    points = apply_affine(matrix[None], identity_grid((16, 16, 16), matrix.device, matrix.dtype))
+    return ((points >= 0) & (points <= 1)).all(dim=1).float().mean().item()
+
+
+@torch.no_grad()
+def _score(pair: ImagePair, displacement: Tensor, similarity: Similarity) -> float:
+    """Return the lower one of both directions' similarity losses; ``displacement`` (2, 3, d, h, w) on any grid."""
+    grid = identity_grid(pair.fixed.shape[2:], pair.fixed.device)
+    warped = sample(
+        torch.cat([pair.moving, pair.fixed]), grid + resample_grid(displacement, pair.fixed.shape[2:]), "zeros"
+    )
+    forward = similarity(warped[:1], pair.fixed, pair.fixed_mask)
+    inverse = similarity(warped[1:], pair.moving, pair.moving_mask)
+    return min(forward.item(), inverse.item())
+
+
+def _refine_affine(pair: ImagePair, starts: Tensor, similarity: Similarity) -> Tensor:
+    """Optimize (K, 4, 4) matrices at once, each from its start, for the similarity in both directions."""
+    count = starts.shape[0]
+    moving, fixed = (image.expand(count, -1, -1, -1, -1) for image in (pair.moving, pair.fixed))
+    source = torch.cat([moving, fixed])
+    grid = identity_grid(source.shape[2:], source.device)
+    masks = pair.target_masks()
+    masks = None if masks is None else masks.repeat_interleave(count, dim=0)
+    compare = similarity.to_target(torch.cat([fixed, moving]), masks)
+    to_center = torch.eye(4, device=source.device)
+    to_center[:3, 3] = -0.5
+    from_center = torch.linalg.inv(to_center)
+    with torch.enable_grad():
+        change = torch.zeros((count, 3, 4), device=source.device, requires_grad=True)
+        optimizer = torch.optim.Adam([change], lr=_AFFINE_LEARNING_RATE)
+        for step in range(_AFFINE_STEPS):
+            for group in optimizer.param_groups:  # the last steps are small ones, so that Adam settles
+                group["lr"] = _AFFINE_LEARNING_RATE * (1 - step / _AFFINE_STEPS)
+            optimizer.zero_grad()
+            matrices = _with_change(starts, change, to_center, from_center)
+            both = torch.cat([matrices, torch.linalg.inv(matrices)])
+            compare(sample(source, apply_affine(both, grid), "zeros")).backward()
+            optimizer.step()
+        return _with_change(starts, change, to_center, from_center).detach()
+
+
+def _with_change(starts: Tensor, change: Tensor, to_center: Tensor, from_center: Tensor) -> Tensor:
+    """Return start o (identity + change), the change taken about the center of the fixed field of view."""
+    bottom = torch.zeros_like(change[:, :1])
+    step = torch.eye(4, device=change.device) + torch.cat([change, bottom], dim=1)
+    return starts @ from_center @ step @ to_center
