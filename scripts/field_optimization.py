@@ -81,7 +81,7 @@ def optimize_field(
     """Optimize a forward and an inverse displacement field for one pair.
 
     loss = similarity(moving o forward, fixed) + similarity(fixed o inverse, moving)
-           + lambda_gradicon * || grad(forward o inverse - id) ||^2 (mean over both orders of composition)
+           + lambda_gradicon * (|| grad(forward o inverse - id) ||^2 + || grad(inverse o forward - id) ||^2)
 
     (Tian et al., GradICON, CVPR 2023, with fields in the place of the network.) The unknowns live on a grid of half the
     level's size and are smoothed by a Gaussian, which keeps the steps of Adam smooth; they are added to the start.
@@ -160,13 +160,17 @@ class _LevelLoss:
 
 
 def gradicon_regularity(displacement: Tensor) -> Tensor:
-    """GradICON regularity of a pair of displacement fields: mean of || grad r ||^2, r the error of their composition.
+    """GradICON regularity of a pair of displacement fields: || grad r ||^2, r the error of their composition.
+
+    The norm is the mean over the grid of the squared Frobenius norm, summed over both orders of composition as the
+    similarity is over both directions. (The network's objective, :mod:`scripts.losses`, takes one order and the mean
+    over the components, as the reference does.)
 
     Args:
         displacement: (2, 3, D, H, W), normalized units, forward and inverse.
 
     Returns:
-        a scalar, the mean over both orders of composition; derivatives by forward differences.
+        a scalar; derivatives by forward differences.
     """
     other = displacement.flip(0)
     points = identity_grid(displacement.shape[2:], displacement.device) + other
@@ -174,5 +178,5 @@ def gradicon_regularity(displacement: Tensor) -> Tensor:
     total = residual.new_zeros(())
     for axis in (2, 3, 4):
         derivative = residual.diff(dim=axis) * (residual.shape[axis] - 1)
-        total = total + (derivative**2).sum(dim=1).mean()
+        total = total + 2 * (derivative**2).sum(dim=1).mean()  # the mean over the batch of two, twice: the sum
     return total

@@ -27,6 +27,7 @@ from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor, nn
 
 from scripts.coordinates import shift_with_border
+from scripts.errors import InputError
 
 SIMILARITIES = ("lncc", "lncc2", "mind", "nmi")
 _VARIANCE_FLOOR = 1e-5  # of the reference; keeps constant regions at a correlation of 0
@@ -222,4 +223,4 @@ def create_similarity(name: str, sigma: float = 5.0) -> Similarity:
         return MINDSSC()
     if name == "nmi":
         return NMI()
-    raise ValueError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got '{name}'")
+    raise InputError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got '{name}'")
