@@ -1,0 +1,49 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files appear whole or not at all: written under a temporary name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, with its suffix, and rename it to ``path`` when the block succeeds.
+
+    The folder is made if missing. When the block fails, the temporary file is removed and an older ``path`` stays.
+
+    Raises:
+        InputError: the file can't be written (disk full, no permission, ...), naming it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers choose the format by the suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except InputError:
+        raise
+    except OSError as error:
+        raise unwritable(path, error.strerror or error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def unwritable(path: str | os.PathLike[str], reason: object) -> InputError:
+    """Return the error for a file that can't be written."""
+    return InputError(f"'{path}' can't be written ({reason}); free space on the disk, or give another output_dir")
