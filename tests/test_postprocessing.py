@@ -1,0 +1,260 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The files of a case. The oracle is ITK alone: what it makes of the written transforms must equal our outputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from scripts import nifti, postprocessing
+from scripts.errors import InputError
+from scripts.landmarks import read_landmarks
+from scripts.postprocessing import (
+    AddMetricsd,
+    AddTransformsd,
+    SaveDisplacementd,
+    SaveJacobiand,
+    SaveOverviewd,
+    SaveReportd,
+    SaveTransformsd,
+    WarpLabeld,
+    WarpLandmarksd,
+    WarpMovingd,
+    type_on_disk,
+)
+from tests.registered import registered_case
+
+FILES = {
+    *("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
+    *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png", "report.json"),
+}
+LARGE = (32, 33, 34)  # the native grid is coarser along k: the field between its voxels is nearly that of the network
+
+
+def run(data: dict[Any, Any], **switches: bool) -> dict[Any, Any]:
+    steps = [
+        AddTransformsd(),
+        AddMetricsd(),
+        *(
+            kind(enabled=switches.get(kind.__name__, True))
+            for kind in (SaveTransformsd, SaveDisplacementd, WarpMovingd, WarpLabeld, WarpLandmarksd)
+        ),
+        SaveJacobiand(enabled=switches.get("SaveJacobiand", True)),
+        SaveOverviewd(enabled=switches.get("SaveOverviewd", True)),
+        SaveReportd(settings={"similarity": "lncc", "levels": (1, 2)}, weights={"name": "none"}, seed=3),
+    ]
+    for step in steps:
+        data = step(data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    return run(registered_case(tmp_path_factory.mktemp("pair"), LARGE, amplitude=2.0))
+
+
+def itk_transforms(case: dict[Any, Any], source: str) -> Any:
+    """Read the forward transform with ITK, from either file."""
+    folder = Path(case["case_dir"])
+    if source == "h5":
+        return itk.transformread(str(folder / "forward_transform.h5"))[0]
+    field = itk.imread(str(folder / "displacement.nii.gz"))
+    doubles = itk.image_from_array(itk.array_from_image(field).astype(float), is_vector=True)
+    doubles.CopyInformation(field)
+    transform = itk.DisplacementFieldTransform[itk.D, 3].New()
+    transform.SetDisplacementField(doubles)
+    return transform
+
+
+def itk_resample(case: dict[Any, Any], key: str, transform: Any, kind: Any) -> np.ndarray:
+    moving, fixed = (itk.imread(case[name].meta["filename_or_obj"]) for name in (key, "fixed"))
+    interpolator = kind[type(moving), itk.D].New()
+    resampled = itk.resample_image_filter(
+        moving, transform=transform, use_reference_image=True, reference_image=fixed, interpolator=interpolator
+    )
+    return itk.array_from_image(resampled).T
+
+
+def read(case: dict[Any, Any], name: str) -> Any:
+    return nib.load(Path(case["case_dir"]) / name)
+
+
+@pytest.mark.parametrize("source", ["h5", "displacement"])
+def test_itk_warps_the_image_to_the_same_voxels(case: dict[Any, Any], source: str) -> None:
+    by_itk = itk_resample(case, "moving", itk_transforms(case, source), itk.LinearInterpolateImageFunction)
+    ours = np.asanyarray(read(case, "warped_moving.nii.gz").dataobj)
+    outside = ours == 0
+    assert 0.01 < outside.mean() < 0.5  # some voxels come from outside the moving image
+    np.testing.assert_array_equal(by_itk == 0, outside)
+    spread = float(np.ptp(case["moving"].numpy()))
+    assert np.abs(by_itk - ours).max() < 1e-4 * spread
+
+
+@pytest.mark.parametrize("source", ["h5", "displacement"])
+def test_itk_warps_the_label_to_the_same_voxels(case: dict[Any, Any], source: str) -> None:
+    by_itk = itk_resample(
+        case, "moving_label", itk_transforms(case, source), itk.NearestNeighborInterpolateImageFunction
+    )
+    ours = read(case, "warped_label.nii.gz")
+    assert ours.get_data_dtype() == np.int16
+    assert set(np.unique(ours.dataobj)) == {0, 100, 200, 300}
+    np.testing.assert_array_equal(by_itk, np.asanyarray(ours.dataobj))
+
+
+@pytest.mark.parametrize("source", ["h5", "displacement"])
+def test_itk_carries_the_landmarks_to_the_same_points(case: dict[Any, Any], source: str) -> None:
+    forward = itk_transforms(case, source)
+    inverse = itk.transformread(str(Path(case["case_dir"]) / "inverse_transform.h5"))[0]
+    with open(Path(case["case_dir"]) / "warped_landmarks.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["fixed"] * 6 + ["moving"] * 6
+    assert [row["name"] for row in rows] == [f"p{number}" for number in range(6)] * 2
+    for row in rows:
+        transform = forward if row["image"] == "fixed" else inverse
+        by_itk = np.array(list(transform.TransformPoint([float(row[axis]) for axis in "xyz"])))
+        ours = np.array([float(row[f"warped_{axis}"]) for axis in "xyz"])
+        assert np.linalg.norm(by_itk - ours) < 0.01
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_known_shift_of_the_world_moves_the_warped_image_against_it(
+    tmp_path: Path, case: dict[Any, Any], axis: int
+) -> None:
+    data = {**case, "case_dir": str(tmp_path), "moving": case["fixed"], "moving_image": case["fixed_image"]}
+    shift = torch.zeros(3, dtype=torch.float64)
+    shift[axis] = 6.0
+    affine = case["fixed_image"].affine.double()
+    ddf = torch.linalg.solve(affine[:3, :3], shift).view(3, 1, 1, 1).expand(3, *LARGE)
+    WarpMovingd()(AddTransformsd()({**data, "forward_ddf": ddf, "inverse_ddf": -ddf}))
+
+    def center(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        weight = np.clip(values + 1000, 0, None) * (values != 0)
+        voxel = [(weight * index).sum() / weight.sum() for index in np.indices(values.shape)]
+        return grid[:3, :3] @ voxel + grid[:3, 3]
+
+    warped = nib.load(tmp_path / "warped_moving.nii.gz")
+    moved = center(np.asanyarray(warped.dataobj), warped.affine) - center(case["fixed"][0].numpy(), warped.affine)
+    np.testing.assert_allclose(moved, -shift, atol=0.6)  # warped(x) = moving(x + shift)
+
+
+def test_every_file_is_there_on_the_grid_and_in_the_type_promised(case: dict[Any, Any]) -> None:
+    assert {path.name for path in Path(case["case_dir"]).iterdir()} == FILES
+    assert set(case["written"]) == FILES
+    kinds = {"warped_moving": np.float32, "warped_label": np.int16, "jacobian_determinant": np.float32}
+    for name, kind in kinds.items():
+        image = read(case, f"{name}.nii.gz")
+        assert image.shape == case["fixed"].shape[1:]
+        assert image.get_data_dtype() == kind
+        np.testing.assert_allclose(image.affine, case["fixed"].affine, atol=1e-5)
+
+
+def test_report_is_strict_json_with_all_figures(case: dict[Any, Any]) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    report = json.loads((Path(case["case_dir"]) / "report.json").read_text(), parse_constant=refuse)
+    assert report["case"] == "oblique pair"
+    assert report["similarity"] == {"before": pytest.approx(0.7), "after": 0.2}
+    assert report["terms"] == {"regularity": None}  # it was NaN
+    assert report["seed"] == 3
+    assert report["seconds"] == 12.5
+    assert report["settings"] == {"similarity": "lncc", "levels": [1, 2]}
+    assert report["weights"] == {"name": "none"}
+    assert set(report["versions"]) == {"bundle", "torch", "monai", "itk", "numpy", "python"}
+    assert report["inputs"]["fixed"].endswith("fixed.nii.gz")
+    assert report["inputs"]["moving_landmarks"].endswith("moving.csv")
+    assert set(report["outputs"]) == FILES - {"report.json"}
+    assert report["folding_percent"] == 0
+    assert report["inconsistency_mm"] > 0
+    assert set(report["dice"]["before"]["per_label"]) == {"100", "200", "300"}
+    assert len(report["tre_mm"]["after"]["per_landmark"]) == 6
+    assert report["peak_memory_mib"] > 100
+
+
+def test_before_is_field_of_view_onto_field_of_view(case: dict[Any, Any]) -> None:
+    fixed, moving = (read_landmarks(case[f"{image}_landmarks"]).points_ras_mm for image in ("fixed", "moving"))
+
+    def normalized(points: torch.Tensor, volume: MetaTensor) -> torch.Tensor:
+        voxels = (points - volume.affine[:3, 3]) @ torch.linalg.inv(volume.affine[:3, :3]).T
+        return (voxels + 0.5) / torch.tensor(volume.shape[1:])
+
+    size_mm = torch.linalg.vector_norm(case["moving"].affine[:3, :3], dim=0) * torch.tensor(case["moving"].shape[1:])
+    gaps = (normalized(fixed, case["fixed"]) - normalized(moving, case["moving"])) * size_mm
+    expected = torch.linalg.vector_norm(gaps, dim=1)
+    assert case["metrics"]["tre_mm"]["before"]["mean"] == pytest.approx(float(expected.mean()), rel=1e-4)
+
+
+def test_switches_and_missing_inputs_leave_files_out(tmp_path: Path) -> None:
+    data = registered_case(tmp_path)
+    for key in ("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"):
+        del data[key]
+    done = run(data, SaveTransformsd=False, SaveOverviewd=False, SaveJacobiand=False)
+    assert set(done["written"]) == {"displacement.nii.gz", "warped_moving.nii.gz", "report.json"}
+    assert {path.name for path in Path(data["case_dir"]).iterdir()} == set(done["written"])
+    report = json.loads((Path(data["case_dir"]) / "report.json").read_text())
+    assert "dice" not in report
+    assert "tre_mm" not in report
+
+
+def test_the_case_is_not_changed(tmp_path: Path) -> None:
+    data = registered_case(tmp_path)
+    keys = set(data)
+    tensors = {key: value.clone() for key, value in data.items() if isinstance(value, torch.Tensor)}
+    run(data)
+    assert set(data) == keys
+    for key, value in tensors.items():
+        assert torch.equal(data[key], value), key
+
+
+def test_integer_images_keep_their_type_with_rounded_values(tmp_path: Path) -> None:
+    data = registered_case(tmp_path)
+    data["moving"].meta["original_dtype"] = "int16"
+    done = AddTransformsd()(data)
+    WarpMovingd()(done)
+    ours = read(data, "warped_moving.nii.gz")
+    assert ours.get_data_dtype() == np.int16
+    exact = postprocessing.warp_onto_fixed(done, "moving", done["displacement_mm"], dtype="float32")
+    np.testing.assert_array_equal(np.asanyarray(ours.dataobj), np.rint(exact))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("bool", "uint8"), ("float16", "float32"), ("uint16", "uint16")])
+def test_types_that_nifti_lacks_are_widened(name: str, kind: str) -> None:
+    assert type_on_disk(MetaTensor(torch.zeros(1, 2, 2, 2), meta={"original_dtype": name})) == kind
+
+
+def test_different_numbers_of_landmarks_are_refused(tmp_path: Path) -> None:
+    data = registered_case(tmp_path)
+    path = Path(data["fixed_landmarks"])
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
+    with pytest.raises(InputError, match=r"has 5 points and moving_landmarks .* 6"):
+        AddMetricsd()(AddTransformsd()(data))
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = AddTransformsd()(registered_case(tmp_path))
+
+    def full(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nifti, "_deflate", full)
+    with pytest.raises(InputError, match=r"warped_moving\.nii\.gz' can't be written \(No space left on device\)"):
+        WarpMovingd()(data)
+    assert list(Path(data["case_dir"]).iterdir()) == []
