@@ -1,0 +1,229 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The inferer of one registration: network, start search, instance optimization -> displacement fields both ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines.utils import PrepareBatch
+from monai.inferers import Inferer
+from monai.utils import convert_to_tensor
+from torch import Tensor, nn
+
+from scripts.coordinates import extent, identity_grid_like, resample_grid, sample
+from scripts.errors import InputError
+from scripts.field_optimization import FieldObjective, Level, optimize_field
+from scripts.image_pair import ImagePair
+from scripts.losses import GradICONLoss
+from scripts.network import IdentityNetwork, transform_on_grid
+from scripts.network_optimization import optimize_network
+from scripts.similarity import create_similarity
+from scripts.start_search import search_start
+
+OPTIMIZATIONS = ("off", "field", "network")
+
+
+class PreparePair(PrepareBatch):
+    """Hand the images of a batch to the inferer, the rest of the pair as keyword arguments."""
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any], tuple[()], dict[str, Any]]:
+        """Return (image (1, 2, D, H, W), no targets, (), the fields of :class:`ImagePair` beside the images)."""
+        moving, fixed = batchdata["moving_image"], batchdata["fixed_image"]
+        if moving.shape[0] != 1:
+            raise InputError(f"batch_size must be 1, images differ in their grids; got a batch of {moving.shape[0]}")
+        extras: dict[str, Any] = {
+            "moving_affine": torch.as_tensor(moving.affine).reshape(4, 4).double(),
+            "fixed_affine": torch.as_tensor(fixed.affine).reshape(4, 4).double(),
+        }
+        optional = {
+            "moving_mask": "moving_loss_mask",
+            "fixed_mask": "fixed_loss_mask",
+            "moving_label": "moving_network_label",
+            "fixed_label": "fixed_network_label",
+        }
+        for name, key in optional.items():
+            if key in batchdata:
+                extras[name] = _plain(batchdata[key]).to(device=device, non_blocking=non_blocking)
+        image = torch.cat([_plain(moving), _plain(fixed)], dim=1).to(device=device, non_blocking=non_blocking)
+        return image, {}, (), extras
+
+
+class RegistrationInferer(Inferer):
+    """Register one pair: zero-shot, or with one of two instance optimizations behind the same interface.
+
+    - ``off``: the network's transforms as they are;
+    - ``field``: two displacement fields are optimized, from the network's transforms or, without a network, from a
+      start that is searched (:mod:`scripts.field_optimization`, :mod:`scripts.start_search`);
+    - ``network``: all weights are optimized for the pair and restored (:mod:`scripts.network_optimization`).
+
+    Args:
+        optimization: one of the above.
+        similarity: lncc, lncc2, mind or nmi.
+        lambda_gradicon: weight of the GradICON regularity.
+        levels: [size, steps] of each level by preset, for ``field``.
+        preset: a key of ``levels``.
+        field_learning_rate: of ``field``, normalized units.
+        field_sigma: window of lncc and lncc2 for ``field``, in voxels of each level's grid.
+        steps: of ``network``.
+        learning_rate: of ``network``.
+        sigma: window of lncc and lncc2 for ``network`` and the reported similarity, in voxels of the network's grid.
+        mass_conservation: multiply warped intensities by the Jacobian determinant (CT of the lung).
+        dice_weight: weight of the Dice loss of the labels; 0 is off.
+        seed: of the noise in ``network``; ``field`` has no random part.
+        progress: show a progress bar with the terms.
+    """
+
+    def __init__(
+        self,
+        optimization: str = "field",
+        similarity: str = "lncc",
+        lambda_gradicon: float = 1.5,
+        levels: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        preset: str = "default",
+        field_learning_rate: float = 0.005,
+        field_sigma: float = 2.0,
+        steps: int = 50,
+        learning_rate: float = 2e-5,
+        sigma: float = 5.0,
+        mass_conservation: bool = False,
+        dice_weight: float = 0.0,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        optimization = "off" if optimization is False else str(optimization)  # YAML reads a bare off as False
+        if optimization not in OPTIMIZATIONS:
+            raise InputError(f"optimization: expected one of {', '.join(OPTIMIZATIONS)}, got '{optimization}'")
+        presets = levels or {"default": [[32, 60], [64, 60], [96, 40]]}
+        if preset not in presets:
+            raise InputError(f"preset: expected one of {', '.join(presets)}, got '{preset}'")
+        if optimization == "network" and int(steps) < 1:
+            raise InputError(f"steps: expected at least 1, got {steps}; optimization 'off' is zero-shot")
+        if lambda_gradicon < 0 or learning_rate <= 0 or field_learning_rate <= 0:
+            raise InputError(
+                "lambda_gradicon must not be negative and learning rates must be positive, got"
+                f" {lambda_gradicon}, {learning_rate} and {field_learning_rate}"
+            )
+        self.optimization = optimization
+        self.levels = [Level(int(size), int(count)) for size, count in presets[preset]]
+        self.field_learning_rate = field_learning_rate
+        self.steps = int(steps)
+        self.learning_rate = learning_rate
+        self.seed = int(seed)
+        self.progress = progress
+        self.similarity = create_similarity(similarity, sigma)
+        field_similarity = create_similarity(similarity, field_sigma)
+        self.field_objective = FieldObjective(field_similarity, lambda_gradicon, mass_conservation, dice_weight)
+        self.loss = GradICONLoss(self.similarity, lambda_gradicon, mass_conservation, dice_weight)
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Register a pair.
+
+        Args:
+            inputs: (1, 2, D, H, W) in [0, 1], channel 0 moving, channel 1 fixed.
+            network: :class:`scripts.network.RegistrationNetwork` or its training-free stand-in.
+            args: unused.
+            kwargs: the fields of :class:`ImagePair` beside the images.
+
+        Returns:
+            ``forward_ddf`` (1, 3, D, H, W), voxels, fixed grid -> moving grid; ``inverse_ddf`` likewise with the pair
+            swapped; ``terms``: figures by name, each a list with one number or text.
+        """
+        if isinstance(network, IdentityNetwork) and self.optimization != "field":
+            raise InputError(
+                f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
+                " --optimization field"
+            )
+        began = time.perf_counter()
+        pair = ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs)
+        terms: dict[str, Any] = {}
+        if self.optimization == "network":
+            forward_ddf, inverse_ddf, terms = self._optimize_network(network, pair)
+        else:
+            if isinstance(network, IdentityNetwork):
+                displacement, terms["start"] = search_start(pair, self.field_objective, self.field_learning_rate)
+            else:
+                displacement = _network_displacement(network, inputs)
+                terms["start"] = "network"
+            if self.optimization == "field":
+                result = optimize_field(
+                    pair,
+                    displacement,
+                    self.field_objective,
+                    self.levels,
+                    learning_rate=self.field_learning_rate,
+                    progress=self.progress,
+                )
+                displacement = result.displacement
+                terms |= {"field_similarity": result.similarity, "regularity": result.regularity}
+            displacement = resample_grid(displacement, inputs.shape[2:])
+            forward_ddf, inverse_ddf = (displacement * extent(displacement)).split(1)
+        terms["seconds_registration"] = time.perf_counter() - began
+        terms |= self._figures(pair, forward_ddf)
+        # lists of one: the engine takes batches apart
+        batched = {name: [value] for name, value in terms.items()}
+        return {"forward_ddf": forward_ddf, "inverse_ddf": inverse_ddf, "terms": batched}
+
+    def _optimize_network(self, network: nn.Module, pair: ImagePair) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        result = optimize_network(
+            network,
+            pair.moving,
+            pair.fixed,
+            self.loss,
+            self.steps,
+            self.learning_rate,
+            self.seed,
+            moving_mask=pair.moving_mask,
+            fixed_mask=pair.fixed_mask,
+            moving_label=pair.moving_label,
+            fixed_label=pair.fixed_label,
+            progress=self.progress,
+        )
+        return (
+            result.forward_ddf,
+            result.inverse_ddf,
+            {"start": "network", "regularity": float(result.terms.regularity)},
+        )
+
+    @torch.no_grad()
+    def _figures(self, pair: ImagePair, forward_ddf: Tensor) -> dict[str, float]:
+        """Return the similarity of moving and fixed, field of view onto field of view, and after the registration."""
+        points = identity_grid_like(forward_ddf) + forward_ddf / extent(forward_ddf)
+        warped = sample(pair.moving, points, "zeros")
+        return {
+            "similarity_before": float(self.similarity(pair.moving, pair.fixed, pair.fixed_mask)),
+            "similarity_after": float(self.similarity(warped, pair.fixed, pair.fixed_mask)),
+        }
+
+
+@torch.no_grad()
+def _network_displacement(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the network's displacements (2, 3, D, H, W), normalized units, forward and inverse."""
+    both = []
+    for moving, fixed in ((inputs[:, :1], inputs[:, 1:]), (inputs[:, 1:], inputs[:, :1])):
+        points = transform_on_grid(network.register(moving, fixed), fixed)  # type: ignore[operator]
+        both.append(points - identity_grid_like(points))
+    return torch.cat(both)
+
+
+def _plain(image: Tensor) -> Tensor:
+    """Return a plain tensor: metadata would follow each of the many operations."""
+    return convert_to_tensor(image, track_meta=False)

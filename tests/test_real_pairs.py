@@ -1,0 +1,49 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Real pairs, where they are at hand: the training-free mode with its fast preset beats SyN (antspyx, its defaults)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.pairs import bundle_options
+from tests.inference import run_inference
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "bound"),
+    [
+        ("liver_dataset19_cyc_1_9", "tre_mm", 1.89),
+        ("lung", "tre_mm", 2.32),
+        ("brain_1000_1001", "dice", 0.56),
+    ],
+)
+def test_the_fast_preset_beats_syn(real_data: Path, tmp_path: Path, name: str, measure: str, bound: float) -> None:
+    pair = json.loads((real_data / "pairs.json").read_text())[name]
+    report = run_inference(
+        tmp_path / "out",
+        **bundle_options(real_data, pair, tmp_path),
+        preset="fast",
+        save_overview=False,
+        save_transforms=False,
+        save_displacement=False,
+        save_jacobian=False,
+    )
+    after, before = report[measure]["after"]["mean"], report[measure]["before"]["mean"]
+    if measure == "tre_mm":
+        assert after < bound < before
+    else:
+        assert after > bound > before
+    assert report["folding_percent"] < 0.3
+    assert report["similarity"]["after"] < report["similarity"]["before"]
