@@ -1,0 +1,42 @@
+# make demo: register an example pair.  make test: run the tests.  Both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+EXAMPLE := output/example
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.installed
+	$(PY) -m scripts.example_pair $(EXAMPLE)/pair
+	$(PY) -m monai.bundle run inference --config_file configs/inference.yaml \
+		--fixed $(EXAMPLE)/pair/fixed.nii.gz --moving $(EXAMPLE)/pair/moving.nii.gz \
+		--fixed_label $(EXAMPLE)/pair/fixed_label.nii.gz --moving_label $(EXAMPLE)/pair/moving_label.nii.gz \
+		--fixed_landmarks $(EXAMPLE)/pair/fixed_landmarks.csv --moving_landmarks $(EXAMPLE)/pair/moving_landmarks.csv \
+		--output_dir $(EXAMPLE)/result --preset fast
+	$(PY) -m scripts.summary $(EXAMPLE)/result/report.json
+
+test: $(VENV)/.installed-dev
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(VENV)/.installed
+	$(PY) -m benchmarks.dev_pairs
+
+$(VENV)/.installed: requirements.txt constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-reference.txt
+	$(PIP) -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-reference.txt
+	touch $@
+
+clean:
+	rm -rf output .mypy_cache .pytest_cache .ruff_cache
