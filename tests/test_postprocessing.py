@@ -24,7 +24,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts import nifti, postprocessing
+from scripts import postprocessing
 from scripts.errors import InputError
 from scripts.landmarks import read_landmarks
 from scripts.postprocessing import (
@@ -254,7 +254,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_part(tmp_path: Path, monk
     def full(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nifti, "_deflate", full)
+    monkeypatch.setattr(nib.Nifti1Image, "to_filename", full)
     with pytest.raises(InputError, match=r"warped_moving\.nii\.gz' can't be written \(No space left on device\)"):
         WarpMovingd()(data)
     assert list(Path(data["case_dir"]).iterdir()) == []
