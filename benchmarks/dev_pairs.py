@@ -74,6 +74,7 @@ HEADER = (
 
 def run_pair(given: dict[str, str], result: Path, options: list[str]) -> dict[str, Any]:
     """Run the bundle's command on one pair and return the figures of the table."""
+    result.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--bundle_root", str(ROOT)]
     command += ["--config_file", str(ROOT / "configs" / "inference.yaml"), "--output_dir", str(result)]
     for key, value in given.items():

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .input_files import check_landmarks, check_output_dir, existing_path, is_absent
+from .input_files import check_output_dir, existing_path, is_absent
+from .landmarks import read_landmark_pair, read_landmarks
 from .validation import check_header
 
 MODALITIES = {"ct": "ct", "mr": "mr", "mri": "mr"}
@@ -203,9 +204,12 @@ def _check_case(case: Mapping[str, Any], where: str) -> None:
     for key in (*IMAGES, *REGIONS):
         if key in case:
             check_header(where + key, case[key], case.get("frame"))
-    for key in LANDMARKS:
-        if key in case:
-            check_landmarks(where + key, case[key])
+    if all(key in case for key in LANDMARKS):
+        read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"])
+    else:
+        for key in LANDMARKS:
+            if key in case:
+                read_landmarks(case[key])
     case_dir = Path(case["case_dir"])
     if case_dir.exists() and not case_dir.is_dir():
         raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")

@@ -85,14 +85,3 @@ def check_output_dir(output_dir: Any) -> Path:
         reason = error.strerror or error
         raise InputError(f"output_dir '{folder}' can't be written ({reason}); give another folder") from error
     return folder
-
-
-def check_landmarks(option: str, path: str) -> None:
-    """Check that a landmark file is a table with the columns x, y, z, by its first line."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            columns = [name.strip().lower() for name in file.readline().split(",")]
-    except UnicodeDecodeError:
-        columns = []
-    if not {"x", "y", "z"} <= set(columns):
-        raise InputError(f"{option}: '{path}' must be a CSV file whose first line names the columns x,y,z (mm)")

@@ -148,7 +148,10 @@ BAD_OPTIONS = [
     ({"fixed": "HERE/4d.nii.gz"}, r"fixed: .* is 4-D with 3 frames; select one with --frame N \(0 to 2\)"),
     ({"fixed": "HERE/4d.nii.gz", "frame": 3}, r"fixed: .* has 3 frames, but frame is 3; give 0 to 2"),
     ({"frame": "last"}, r"frame must be a whole number from 0, got 'last'"),
-    ({"fixed_landmarks": "HERE/points.csv"}, r"fixed_landmarks: .*columns x,y,z"),
+    (
+        {"fixed_landmarks": "HERE/points.csv"},
+        r"landmarks .*points.csv. must begin with a line that names the columns x,y,z",
+    ),
     ({"fixed_landmarks": "HERE/empty"}, r"fixed_landmarks: .* is a folder; give a file"),
     ({"fixed": True}, r"fixed must be a path, got True"),
 ]
