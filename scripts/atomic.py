@@ -44,6 +44,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        InputError: it can't be removed, naming it.
+    """
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error.strerror or error) from error
+
+
 def unwritable(path: str | os.PathLike[str], reason: object) -> InputError:
     """Return the error for a file that can't be written."""
     return InputError(f"'{path}' can't be written ({reason}); free space on the disk, or give another output_dir")

@@ -158,8 +158,18 @@ def jacobian_determinant(points: Tensor) -> Tensor:
     along_d = corner - points[:, :, :-1, 1:, 1:]
     along_h = corner - points[:, :, 1:, :-1, 1:]
     along_w = corner - points[:, :, 1:, 1:, :-1]
-    volume = torch.sum(torch.cross(along_d, along_h, dim=1) * along_w, dim=1, keepdim=True)
-    return volume * torch.prod(extent(points))
+    return triple_product(along_d, along_h, along_w, dim=1) * torch.prod(extent(points))
+
+
+def triple_product(first: Tensor, second: Tensor, third: Tensor, dim: int) -> Tensor:
+    """Return (first x second) . third along a dimension of size 3, which is kept with size 1.
+
+    Written out: torch.cross uses one processor only.
+    """
+    a, b, c = (vectors.split(1, dim) for vectors in (first, second, third))
+    volume = (a[1] * b[2] - a[2] * b[1]) * c[0]
+    volume = volume + (a[2] * b[0] - a[0] * b[2]) * c[1]
+    return volume + (a[0] * b[1] - a[1] * b[0]) * c[2]
 
 
 def folding_percentage(points: Tensor) -> Tensor:

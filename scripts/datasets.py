@@ -36,7 +36,10 @@ LANDMARKS = ("fixed_landmarks", "moving_landmarks")
 PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
 CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "frame")
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
-OUTPUT_NAMES = ("displacement.nii.gz", "warped_moving.nii.gz", "warped_label.nii.gz", "jacobian_determinant.nii.gz")
+OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
+    *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
+    *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png"),
+)
 
 
 def load_cases(

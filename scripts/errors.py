@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from types import TracebackType
+
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 
 
 class InputError(ValueError):
@@ -30,18 +33,39 @@ def find_input_error(error: BaseException) -> InputError | None:
 
     MONAI wraps what a config component or a transform raises in RuntimeErrors ("Failed to instantiate ...").
     """
+    return next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield ``error``, what caused it, what caused that, ..."""
     current: BaseException | None = error
     seen: set[int] = set()
     while current is not None and id(current) not in seen:
-        if isinstance(current, InputError):
-            return current
+        yield current
         seen.add(id(current))
         current = current.__cause__ or current.__context__
+
+
+def describe_memory_error(error: BaseException) -> str | None:
+    """Return one line on what lowers the need for memory if ``error`` or one of its causes is a lack of it, or None.
+
+    PyTorch and ITK raise RuntimeErrors of many kinds for it, so these are known by their texts.
+    """
+    for current in _causes(error):
+        text = str(current)
+        if isinstance(current, MemoryError) or (
+            isinstance(current, RuntimeError) and any(words in text.lower() for words in MEMORY_WORDS)
+        ):
+            reason = text.strip().splitlines()[0] if text.strip() else type(current).__name__
+            return (
+                f"out of memory ({reason}); use --preset fast or smaller field_levels, a smaller network_shape, "
+                "or --optimization field in place of network"
+            )
     return None
 
 
 def report_plainly() -> None:
-    """Let an uncaught :class:`InputError` end the ``monai.bundle`` command with its one line instead of a traceback.
+    """Let an uncaught :class:`InputError` or a lack of memory end the ``monai.bundle`` command with one line.
 
     Only the command line is touched (a program that imports this bundle keeps its own excepthook), the exit status
     stays 1, and REGISTRATION_TRACEBACK=1 in the environment brings the traceback back.
@@ -51,10 +75,10 @@ def report_plainly() -> None:
         return
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        found = find_input_error(error)
-        if found is None:
+        line = find_input_error(error) or describe_memory_error(error)
+        if line is None:
             sys.__excepthook__(kind, error, traceback)
         else:
-            print(f"error: {found}", file=sys.stderr)
+            print(f"error: {line}", file=sys.stderr)
 
     sys.excepthook = hook

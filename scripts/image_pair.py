@@ -12,13 +12,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scripts.coordinates import identity_grid, resample_grid, sample
-from scripts.similarity import gaussian_blur
+from scripts.similarity import gaussian_shrink
 
 
 class ImagePair(NamedTuple):
@@ -46,8 +47,8 @@ class ImagePair(NamedTuple):
         return ImagePair(
             shrink_image(self.moving, shape),
             shrink_image(self.fixed, shape),
-            _shrink_affine(self.moving_affine, self.moving.shape[2:], shape),
-            _shrink_affine(self.fixed_affine, self.fixed.shape[2:], shape),
+            regrid_affine(self.moving_affine, self.moving.shape[2:], shape),
+            regrid_affine(self.fixed_affine, self.fixed.shape[2:], shape),
             *(_shrink_mask(mask, shape) for mask in (self.moving_mask, self.fixed_mask)),
             *(_shrink_label(label, shape) for label in (self.moving_label, self.fixed_label)),
         )
@@ -64,10 +65,7 @@ class ImagePair(NamedTuple):
 def shrink_image(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Blur against aliasing and evaluate (B, C, D, H, W) on a coarser grid over the same unit cube."""
     ratio = max(n / m for n, m in zip(image.shape[2:], shape, strict=True))
-    if ratio > 1.2:
-        weight = gaussian_blur(torch.ones_like(image[:1, :1]), 0.45 * ratio)
-        image = gaussian_blur(image, 0.45 * ratio) / weight
-    return resample_grid(image, shape)
+    return gaussian_shrink(image, shape, 0.45 * ratio) if ratio > 1.2 else resample_grid(image, shape)
 
 
 def _shrink_mask(mask: Tensor | None, shape: tuple[int, int, int]) -> Tensor | None:
@@ -79,7 +77,7 @@ def _shrink_label(label: Tensor | None, shape: tuple[int, int, int]) -> Tensor |
     return None if label is None else sample(label.float(), identity_grid(shape, label.device), mode="nearest")
 
 
-def _shrink_affine(affine: Tensor, old: torch.Size, new: tuple[int, int, int]) -> Tensor:
-    """Return the affine of a grid whose first and last voxel centers stay where they were."""
+def regrid_affine(affine: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Return the affine (4, 4) of a grid of another shape whose first and last voxel centers stay where they were."""
     scale = torch.tensor([(n - 1) / (m - 1) for n, m in zip(old, new, strict=True)] + [1.0], dtype=affine.dtype)
     return affine * scale.to(affine.device)

@@ -144,8 +144,10 @@ class RegistrationInferer(Inferer):
             kwargs: the fields of :class:`ImagePair` beside the images.
 
         Returns:
-            ``forward_ddf`` (1, 3, D, H, W), voxels, fixed grid -> moving grid; ``inverse_ddf`` likewise with the pair
-            swapped; ``terms``: figures by name, each a list with one number or text.
+            ``forward_ddf`` (1, 3, d, h, w), voxels of its grid, fixed grid -> moving grid; ``inverse_ddf`` likewise
+            with the pair swapped; ``terms``: figures by name, each a list with one number or text. The grid of the ddfs
+            is that of the last level for ``field``, else the network's; both span the same field of view (the end voxel
+            centers coincide).
         """
         if isinstance(network, IdentityNetwork) and self.optimization != "field":
             raise InputError(
@@ -174,7 +176,6 @@ class RegistrationInferer(Inferer):
                 )
                 displacement = result.displacement
                 terms |= {"field_similarity": result.similarity, "regularity": result.regularity}
-            displacement = resample_grid(displacement, inputs.shape[2:])
             forward_ddf, inverse_ddf = (displacement * extent(displacement)).split(1)
         terms["seconds_registration"] = time.perf_counter() - began
         terms |= self._figures(pair, forward_ddf)
@@ -206,12 +207,10 @@ class RegistrationInferer(Inferer):
     @torch.no_grad()
     def _figures(self, pair: ImagePair, forward_ddf: Tensor) -> dict[str, float]:
         """Return the similarity of moving and fixed, field of view onto field of view, and after the registration."""
-        points = identity_grid_like(forward_ddf) + forward_ddf / extent(forward_ddf)
+        points = identity_grid_like(pair.fixed) + resample_grid(forward_ddf / extent(forward_ddf), pair.fixed.shape[2:])
         warped = sample(pair.moving, points, "zeros")
-        return {
-            "similarity_before": float(self.similarity(pair.moving, pair.fixed, pair.fixed_mask)),
-            "similarity_after": float(self.similarity(warped, pair.fixed, pair.fixed_mask)),
-        }
+        compare = self.similarity.to_target(pair.fixed, pair.fixed_mask)
+        return {"similarity_before": float(compare(pair.moving)), "similarity_after": float(compare(warped))}
 
 
 @torch.no_grad()

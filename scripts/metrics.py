@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .coordinates import extent, folding_percentage, identity_grid
+from .coordinates import extent, folding_percentage, identity_grid, triple_product
 from .transform_io import GridTransform, plain, slabs
 
 COUNTED = 2**16  # labels below it are counted without sorting the voxels
@@ -128,6 +128,5 @@ def jacobian_determinant(displacement_mm: Tensor, affine_ras: Tensor) -> Tensor:
         slopes = torch.gradient(field[..., low:high], dim=(1, 2, 3))
         # column a: where one step along voxel axis a leads in the moving world, mm
         columns = [(step[:, axis] + slope)[..., first - low : last - low] for axis, slope in enumerate(slopes)]
-        product = (torch.linalg.cross(columns[0], columns[1], dim=0) * columns[2]).sum(dim=0)
-        determinant[..., first:last] = product / volume
+        determinant[..., first:last] = triple_product(columns[0], columns[1], columns[2], dim=0)[0] / volume
     return determinant

@@ -17,7 +17,8 @@ writes at most one kind of output into ``case_dir``; ``enabled: false`` leaves t
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from . import metrics
+from .atomic import remove
+from .datasets import OUTPUT_NAMES
+from .image_pair import regrid_affine
 from .landmarks import check_space, read_landmark_pair, read_landmarks, write_warped_landmarks
 from .nifti import write_nifti
 from .overview import draw_overview
@@ -43,14 +47,18 @@ class AddTransformsd(Transform):
     """Add ``forward_transform`` and ``inverse_transform`` (GridTransform), and the dense ``displacement_mm``.
 
     ``displacement_mm`` (3, I, J, K), RAS mm, is the forward transform on the fixed image's own grid; the outputs share
-    it. The affines are those of ``fixed_image`` and ``moving_image``, the network's grids.
+    it. A ddf's grid spans that of ``fixed_image`` and ``moving_image`` (the network's) with its own number of voxels.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Case:
         """Return the case with transforms."""
-        fixed_affine, moving_affine = data["fixed_image"].affine, data["moving_image"].affine
-        forward = GridTransform(data["forward_ddf"], fixed_affine, moving_affine)
-        inverse = GridTransform(data["inverse_ddf"], moving_affine, fixed_affine)
+        forward_ddf, inverse_ddf = data["forward_ddf"], data["inverse_ddf"]
+        fixed_affine, moving_affine = (
+            regrid_affine(plain(data[key].affine), data[key].shape[1:], forward_ddf.shape[1:])
+            for key in ("fixed_image", "moving_image")
+        )
+        forward = GridTransform(forward_ddf, fixed_affine, moving_affine)
+        inverse = GridTransform(inverse_ddf, moving_affine, fixed_affine)
         fixed = data["fixed"]
         displacement = displacement_field(forward, fixed.shape[1:], fixed.affine)
         return {
@@ -84,6 +92,37 @@ class Output(Transform):
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
         """Write files into the folder and return their names."""
         raise NotImplementedError
+
+
+class RemoveOldResultsd(Transform):
+    """Remove an earlier run's results from the case's folder: a file of another pair must not pass for a new one."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+        """Return the case as it is."""
+        for name in OUTPUT_NAMES:
+            remove(Path(data["case_dir"]) / name)
+        return dict(data)
+
+
+class SaveAlld(Transform):
+    """Run outputs side by side: compressing a file keeps one processor busy only.
+
+    When one fails, the others are still finished before its error is raised.
+
+    Args:
+        outputs: they read the case and write files.
+        workers: how many at a time.
+    """
+
+    def __init__(self, outputs: Sequence[Output], workers: int = 2) -> None:
+        self.outputs, self.workers = tuple(outputs), workers
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+        """Return the case with the names of the files, in the order of ``outputs``, added to ``written``."""
+        before = tuple(data.get("written", ()))
+        with ThreadPoolExecutor(self.workers) as pool:
+            done = list(pool.map(lambda output: output({**data, "written": ()}), self.outputs))
+        return {**data, "written": before + tuple(name for case in done for name in case["written"])}
 
 
 class SaveTransformsd(Output):

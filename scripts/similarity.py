@@ -18,7 +18,7 @@ Each one is called as ``similarity(warped, target, mask)`` on images (B, 1, D, H
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -55,6 +55,15 @@ def _box_matrix(size: int, radius: int, device: torch.device, dtype: torch.dtype
     return matrix.to(device=device, dtype=dtype)
 
 
+@lru_cache(maxsize=64)
+def _shrink_matrix(size: int, target: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the (target, size) matrix of a blur without loss at the border, then linear interpolation."""
+    blur = _blur_matrix(size, sigma, torch.device("cpu"), torch.float64)
+    blur = blur / blur.sum(dim=1, keepdim=True)
+    matrix = F.interpolate(blur.T[None], size=target, mode="linear", align_corners=True)[0].T
+    return matrix.contiguous().to(device=device, dtype=dtype)
+
+
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Blur (B, C, D, H, W) with a Gaussian of ``sigma`` voxels, zero outside the image.
 
@@ -64,16 +73,25 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     return _along_axes(image, *(_blur_matrix(n, sigma, image.device, image.dtype) for n in image.shape[2:]))
 
 
+def gaussian_shrink(image: Tensor, shape: Sequence[int], sigma: float) -> Tensor:
+    """Blur (B, C, D, H, W) with a Gaussian of ``sigma`` voxels and evaluate it on a grid over the same unit cube.
+
+    The blur averages over what lies inside the image; the end voxel centers of both grids coincide.
+    """
+    sizes = zip(image.shape[2:], shape, strict=True)
+    return _along_axes(image, *(_shrink_matrix(n, int(m), sigma, image.device, image.dtype) for n, m in sizes))
+
+
 def box_mean(image: Tensor, radius: int) -> Tensor:
     """Average (B, C, D, H, W) over cubes of 2 radius + 1 voxels, the border value repeated outside."""
     return _along_axes(image, *(_box_matrix(n, radius, image.device, image.dtype) for n in image.shape[2:]))
 
 
 def _along_axes(image: Tensor, along_d: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
-    """Apply one square matrix along each spatial axis of (B, C, D, H, W)."""
-    batch, channels, depth, height, width = image.shape
+    """Apply one matrix (new size, size) along each spatial axis of (B, C, D, H, W)."""
     mixed = torch.matmul(along_h, torch.matmul(image, along_w.T))
-    return torch.matmul(along_d, mixed.reshape(batch, channels, depth, height * width)).reshape(image.shape)
+    planes = torch.matmul(along_d, mixed.flatten(3))
+    return planes.reshape(*planes.shape[:3], *mixed.shape[3:])
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

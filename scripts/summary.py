@@ -36,7 +36,8 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
         lines.append(f"label overlap     {dice['before']['mean']:.3f} -> {dice['after']['mean']:.3f} (mean Dice)")
     lines.append(f"folding           {report['folding_percent']:.3f} % of the voxels")
     lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse)")
-    lines.append(f"registration took {report['seconds']:.0f} s, peak memory {report['peak_memory_mib']:.0f} MiB")
+    memory = report["peak_memory_mib"]  # None where the system does not tell
+    lines.append(f"registration took {report['seconds']:.0f} s" + (f", peak memory {memory:.0f} MiB" if memory else ""))
     lines.append(f"weights           {report['weights']['name']}")
     return "\n".join(lines)
 

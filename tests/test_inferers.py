@@ -50,7 +50,8 @@ def small_network() -> RegistrationNetwork:
 def test_without_a_network_the_shift_is_found_in_both_directions() -> None:
     found = register(IdentityNetwork())
     inner = (slice(None), slice(None), *(slice(7, -7),) * 3)
-    expected = torch.tensor([[0.0, 0.0, 2.0]])
+    assert found["forward_ddf"].shape == (1, 3, 24, 24, 24)  # the last level's
+    expected = torch.tensor([[0.0, 0.0, 2.0 * (24 - 1) / (SHAPE[2] - 1)]])  # two voxels of the images' grid
     torch.testing.assert_close(found["forward_ddf"][inner].mean((2, 3, 4)), expected, atol=0.25, rtol=0)
     torch.testing.assert_close(found["inverse_ddf"][inner].mean((2, 3, 4)), -expected, atol=0.25, rtol=0)
     terms = {name: value[0] for name, value in found["terms"].items()}

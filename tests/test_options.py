@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigWorkflow, run
 
-from scripts.errors import InputError, find_input_error, report_plainly
+from scripts.errors import find_input_error
 
 CONFIG = """
 bundle_root: .
@@ -143,17 +143,3 @@ def test_a_value_cut_at_a_hash_is_refused(config: str) -> None:
     result = command(config, "--fixed", "scan#2.nii.gz")
     assert result.returncode == 1
     assert "error: fixed 'scan#2.nii.gz' is cut at the '#'" in result.stderr
-
-
-def test_other_programs_keep_their_excepthook() -> None:
-    before = sys.excepthook
-    report_plainly()
-    assert sys.excepthook is before
-
-
-def test_an_input_error_is_found_under_the_errors_around_it() -> None:
-    inner = InputError("fixed: missing")
-    outer = RuntimeError("Failed to instantiate")
-    outer.__cause__ = inner
-    assert find_input_error(outer) is inner
-    assert find_input_error(RuntimeError("other")) is None
