@@ -121,7 +121,8 @@ class SaveAlld(Transform):
         """Return the case with the names of the files, in the order of ``outputs``, added to ``written``."""
         before = tuple(data.get("written", ()))
         with ThreadPoolExecutor(self.workers) as pool:
-            done = list(pool.map(lambda output: output({**data, "written": ()}), self.outputs))
+            running = [pool.submit(output, {**data, "written": ()}) for output in self.outputs]
+        done = [future.result() for future in running]  # all have ended: none is cancelled by the error of another
         return {**data, "written": before + tuple(name for case in done for name in case["written"])}
 
 

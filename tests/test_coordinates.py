@@ -84,3 +84,9 @@ def test_resize_keeps_the_field_of_view_and_resample_keeps_the_end_voxels() -> N
     torch.testing.assert_close(resized, torch.tensor([0.5, 2.5, 4.5, 6.5]))
     resampled = c.resample_grid(ramp, (15, 4, 4))[0, 0, :, 0, 0]
     torch.testing.assert_close(resampled, torch.arange(15) / 2)
+
+
+def test_the_triple_product_is_that_of_the_cross_product() -> None:
+    first, second, third = torch.randn(3, 2, 3, 4, 5, 6)
+    expected = (torch.linalg.cross(first, second, dim=1) * third).sum(1, keepdim=True)
+    torch.testing.assert_close(c.triple_product(first, second, third, dim=1), expected)

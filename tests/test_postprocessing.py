@@ -25,11 +25,14 @@ import torch
 from monai.data import MetaTensor
 
 from scripts import postprocessing
+from scripts.coordinates import identity_grid
 from scripts.errors import InputError
 from scripts.landmarks import read_landmarks
 from scripts.postprocessing import (
     AddMetricsd,
     AddTransformsd,
+    Output,
+    SaveAlld,
     SaveDisplacementd,
     SaveJacobiand,
     SaveOverviewd,
@@ -258,3 +261,35 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_part(tmp_path: Path, monk
     with pytest.raises(InputError, match=r"warped_moving\.nii\.gz' can't be written \(No space left on device\)"):
         WarpMovingd()(data)
     assert list(Path(data["case_dir"]).iterdir()) == []
+
+
+def test_a_displacement_on_another_grid_of_the_same_field_of_view_is_the_same_transform(tmp_path: Path) -> None:
+    data = registered_case(tmp_path, LARGE)
+    linear = 0.1 * torch.randn(3, 3, generator=torch.Generator().manual_seed(4))
+
+    def transforms(shape: tuple[int, int, int]) -> tuple[Any, Any]:
+        points = identity_grid(shape)[0]
+        ddf = torch.einsum("ab,bdhw->adhw", linear, points) * (torch.tensor(shape) - 1).view(3, 1, 1, 1)
+        done = AddTransformsd()({**data, "forward_ddf": ddf, "inverse_ddf": -ddf})
+        return done["forward_transform"], done["inverse_transform"]
+
+    for fine, coarse in zip(transforms(LARGE), transforms((9, 16, 11)), strict=True):
+        points = fine.grid_points(step=3)
+        torch.testing.assert_close(coarse(points), fine(points), atol=1e-3, rtol=0)
+        assert (fine(points) - fine.without_displacement()(points)).abs().max() > 1
+
+
+class _Fails(Output):
+    def write(self, data: Any, folder: Path) -> tuple[str, ...]:
+        raise InputError("disk full")
+
+
+def test_outputs_side_by_side_are_named_in_order_and_survive_the_error_of_one(tmp_path: Path) -> None:
+    data = AddTransformsd()(registered_case(tmp_path, (17, 18, 20)))
+    outputs = [SaveTransformsd(), SaveDisplacementd(), WarpMovingd()]
+    names = ("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz")
+    assert SaveAlld(outputs)(data)["written"] == names
+    data["case_dir"] = str(tmp_path / "again")
+    with pytest.raises(InputError, match="disk full"):
+        SaveAlld([_Fails(), *outputs])(data)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == set(names)

@@ -16,7 +16,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scripts.similarity import LNCC, MINDSSC, NMI, SIMILARITIES, box_mean, create_similarity, gaussian_blur
+from scripts.coordinates import resample_grid
+from scripts.similarity import (
+    LNCC,
+    MINDSSC,
+    NMI,
+    SIMILARITIES,
+    box_mean,
+    create_similarity,
+    gaussian_blur,
+    gaussian_shrink,
+)
 
 
 def smooth(seed: int = 0, shape: tuple[int, int, int] = (20, 22, 24)) -> torch.Tensor:
@@ -116,3 +126,10 @@ def test_errors_name_what_came() -> None:
         LNCC(0)
     with pytest.raises(ValueError, match="one shape, got"):
         MINDSSC()(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 5))
+
+
+def test_shrinking_is_a_blur_within_the_image_and_an_interpolation() -> None:
+    image = torch.rand(2, 1, 20, 17, 23)
+    blurred = gaussian_blur(image, 1.1) / gaussian_blur(torch.ones_like(image), 1.1)
+    expected = resample_grid(blurred, (9, 8, 11))
+    torch.testing.assert_close(gaussian_shrink(image, (9, 8, 11), 1.1), expected, atol=1e-6, rtol=0)
