@@ -74,6 +74,27 @@ def check_options(config_files: Iterable[str] | str | None = None, also: Iterabl
     if arguments is not None and arguments.get("tracking") is not None:
         known |= TRACKING_IDS
     raise_unknown(options, known | set(_referenced(config)), suggestions=known - MONAI_IDS)
+    refuse_words_for_switches(config, declared_values(files))
+
+
+def refuse_words_for_switches(config: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    """Refuse texts where true or false is meant: the command line makes a text of ``false``, and a text counts as true.
+
+    Args:
+        config: ids and values in use.
+        declared: ids and values of the config files.
+
+    Raises:
+        InputError: naming the option and how to write it.
+    """
+    for option, value in config.items():
+        word = value.strip().lower() if isinstance(value, str) else ""
+        is_switch = isinstance(declared.get(option), bool) and not word.startswith(("$", "@", "%"))
+        if isinstance(value, str) and (word in ("true", "false") or is_switch):
+            raise InputError(
+                f"{option}: expected True or False, got the text '{value}'; write --{option} True or --{option} False,"
+                " with a capital letter"
+            )
 
 
 def raise_unknown(options: Iterable[str], known: Iterable[str], suggestions: Iterable[str]) -> None:
@@ -87,7 +108,12 @@ def raise_unknown(options: Iterable[str], known: Iterable[str], suggestions: Ite
 
 def declared_ids(files: Iterable[str]) -> set[str]:
     """Return the top-level ids of config files."""
-    return {_first_part(key) for name in files for key in ConfigParser.load_config_file(name)}
+    return {_first_part(key) for key in declared_values(files)}
+
+
+def declared_values(files: Iterable[str]) -> dict[str, Any]:
+    """Return the top-level ids of config files with their values; the later file wins."""
+    return {key: value for name in files for key, value in ConfigParser.load_config_file(name).items()}
 
 
 def _first_part(option: str) -> str:

@@ -28,6 +28,8 @@ bundle_root: .
 fixed: null
 moving: null
 steps: 50
+progress: true
+turn: "$@steps > 1"
 evaluator: {amp: false, note: "@extra_note"}
 extra_note: null
 noted: "$print('ran with', @steps, @evaluator)"
@@ -98,6 +100,24 @@ def test_a_typo_in_an_args_file_is_refused(config: str, tmp_path: Path) -> None:
     assert "--stpes, did you mean 'steps'?" in str(find_input_error(caught.value))
     args.write_text(f"config_file: {config}\nsteps: 3\n")
     run(run_id="inference", args_file=str(args))
+
+
+@pytest.mark.parametrize(("option", "value"), [("progress", "false"), ("progress", "no"), ("turn", "false")])
+def test_a_text_for_a_switch_is_refused(config: str, option: str, value: str) -> None:
+    message = refusal(config, **{option: value})
+    assert message.startswith(f"{option}: expected True or False, got the text '{value}'; write --{option} True or")
+
+
+@pytest.mark.parametrize("value", [False, 0, "$@steps > 1"])
+def test_a_switch_takes_false_and_expressions(config: str, value: Any) -> None:
+    execute(config, progress=value, turn=True)
+
+
+def test_a_switch_in_lower_case_on_the_command_line_is_refused(config: str) -> None:
+    result = command(config, "--progress", "false")
+    assert result.returncode == 1
+    assert "error: progress: expected True or False, got the text 'false'" in result.stderr
+    assert "ran with" not in result.stdout
 
 
 def test_a_word_without_option_is_refused(config: str) -> None:
