@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import InputError, InputFileError
+from scripts.input_files import existing_path
 from scripts.network import IdentityNetwork
 
 logger = logging.getLogger(__name__)
@@ -65,10 +66,7 @@ def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: s
         InputFileError: the file is not there; for a published model with the command that fetches it.
     """
     if ckpt_path:
-        path = Path(ckpt_path)
-        if not path.is_file():
-            raise InputFileError(f"ckpt_path: no such file: {path}")
-        return path
+        return Path(existing_path("ckpt_path", ckpt_path, Path()))
     if model == "none":
         return None
     if model not in MODEL_FILES:

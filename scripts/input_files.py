@@ -47,7 +47,7 @@ def existing_path(option: str, value: Any, base: Path) -> str:
             f"{option}: '{paths[0]}' and '{paths[1]}' both exist, and MONAI can't tell them apart; rename one"
         )
     path = paths[0]
-    folder_allowed = not option.endswith(("landmarks", "datalist"))
+    folder_allowed = not option.endswith(("landmarks", "datalist", "ckpt_path"))
     if path.is_dir() and not folder_allowed:
         raise InputFileError(f"{option}: '{path}' is a folder; give a file")
     try:

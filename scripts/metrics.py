@@ -80,7 +80,7 @@ def target_registration_error_mm(
 
 
 def inconsistency_mm(forward_transform: GridTransform, inverse_transform: GridTransform) -> float:
-    """Return the mean distance of inverse(forward(x)) from x over the fixed network grid (every second voxel), mm.
+    """Return the mean distance of inverse(forward(x)) from x over the grid of the forward ddf (every second voxel), mm.
 
     Points that the forward transform carries out of the moving image's field of view are left out: the inverse
     transform knows nothing there. NaN if no point stays inside.
@@ -95,7 +95,7 @@ def inconsistency_mm(forward_transform: GridTransform, inverse_transform: GridTr
 
 
 def folding(transform: GridTransform) -> float:
-    """Return the percentage of cells of the network grid that the ddf turns inside out."""
+    """Return the percentage of cells of its grid that the ddf turns inside out."""
     ddf = transform.ddf[None]
     points = identity_grid(transform.shape, dtype=ddf.dtype) + ddf / extent(ddf)
     return float(folding_percentage(points))

@@ -8,12 +8,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""From a displacement field on the network grid to a transform of the world, and to files of ITK.
+"""From a displacement field on a grid over the field of view to a transform of the world, and to files of ITK.
 
 The only module that knows LPS (ITK's world) beside RAS (the world in memory), and that makes ITK transforms.
 
-Geometry: a point of the fixed world becomes a voxel of the fixed network grid; there the ddf is added, which gives a
-voxel of the moving network grid; that becomes a point of the moving world:
+Geometry: a point of the fixed world becomes a voxel of the ddf's grid; there the ddf is added, which gives a
+voxel of the like grid over the moving image; that becomes a point of the moving world:
 
     forward(x) = moving_affine @ (v + ddf(v)),   v = inverse(fixed_affine) @ x
 """
@@ -184,8 +184,8 @@ def lattice(matrix: Tensor, size_ij: tuple[int, int], first: int, last: int) -> 
 def to_itk(transform: GridTransform) -> Any:
     """Return the transform as an ``itk.CompositeTransform`` of world LPS mm.
 
-    Three parts, as the reference writes them: affine (world -> index of the fixed network grid), displacement field
-    on the index grid, affine (index of the moving network grid -> world). ITK applies the last one added first.
+    Three parts, as the reference writes them: affine (world -> index of the ddf's grid), displacement field
+    on the index grid, affine (index of the moving image's like grid -> world). ITK applies the last one added first.
     """
     components_last = transform.ddf.double().flip(0).permute(1, 2, 3, 0).contiguous()  # (d, h, w) -> ITK's (x, y, z)
     field = _itk_class("DisplacementFieldTransform", 3).New()

@@ -126,7 +126,7 @@ def test_own_weights_win_over_the_model(tmp_path: Path) -> None:
     [
         (("unigradicon",), r"model\.pt; fetch them with: python -m monai\.bundle download_large_files --bundle_path "),
         (("multigradicon",), r"multigradicon\.pt; fetch them with: python -m monai\.bundle download_large_files"),
-        (("none", "absent.pt"), "ckpt_path: no such file: absent.pt"),
+        (("none", "absent.pt"), "ckpt_path: 'absent.pt' does not exist; give an existing file"),
     ],
 )
 def test_a_missing_file_is_named(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -191,3 +191,11 @@ def test_the_download_list_matches_the_loader(
     download_large_files(bundle_path=str(tmp_path))
     assert [Path(call["filepath"]) for call in calls] == [tmp_path / name for name in MODEL_FILES.values()]
     assert all("hash_val" not in call for call in calls)
+
+
+def test_own_weights_with_a_hash_sign_in_their_path_are_found(tmp_path: Path) -> None:
+    """MONAI turns '#' into '::' in options."""
+    path = save({}, tmp_path, "run#2.pt")
+    assert find_weights("none", f"{tmp_path}/run::2.pt") == path
+    with pytest.raises(InputFileError, match=r"ckpt_path: .* is a folder; give a file"):
+        find_weights("none", tmp_path)

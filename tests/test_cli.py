@@ -107,7 +107,10 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"optimization": "newton"}, "optimization: expected one of off, field, network"),
     ({"similarity": "ssd"}, "similarity: expected one of"),
     ({"model": "voxelmorph", "network_shape": [72, 72, 72]}, "model: expected one of none"),
-    ({"ckpt_path": "nowhere.pt", "network_shape": [72, 72, 72]}, "ckpt_path: no such file"),
+    (
+        {"ckpt_path": "nowhere.pt", "network_shape": [72, 72, 72]},
+        "ckpt_path: 'nowhere.pt' does not exist; give an existing file",
+    ),
     ({"landmark_space": "XYZ"}, "landmark_space"),
     ({"mask_use": "both"}, "mask_use"),
     ({"fixd": "a.nii.gz"}, "unknown option --fixd"),

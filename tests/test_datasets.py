@@ -206,6 +206,15 @@ def test_an_input_that_the_result_would_overwrite_is_refused(pair: dict[str, Any
         load_cases(**{**pair, "moving": moving})
 
 
+def test_an_output_folder_that_refuses_files_is_refused(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(InputError, match=r"output_dir .* can't be written \(Permission denied\); give another folder"):
+        load_cases(**pair)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_an_unwritable_output_folder_is_refused(pair: dict[str, Any], tmp_path: Path) -> None:
     locked = tmp_path / "locked"
