@@ -24,13 +24,13 @@ from monai.data import MetaTensor
 
 from scripts import overview
 from scripts.overview import draw_overview
-from scripts.postprocessing import AddMetricsd, AddTransformsd
+from scripts.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld
 from tests.registered import registered_case
 
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
-    return AddMetricsd()(AddTransformsd()(registered_case(tmp_path_factory.mktemp("pair"))))
+    return AddMetricsd()(AddWarpedLabeld()(AddTransformsd()(registered_case(tmp_path_factory.mktemp("pair")))))
 
 
 def half_space(axis: int, signs: tuple[int, int, int], order: tuple[int, int, int]) -> dict[Any, Any]:

@@ -28,9 +28,7 @@ from scripts import postprocessing
 from scripts.coordinates import identity_grid
 from scripts.errors import InputError
 from scripts.landmarks import read_landmarks
-from scripts.postprocessing import (
-    AddMetricsd,
-    AddTransformsd,
+from scripts.outputs import (
     Output,
     SaveAlld,
     SaveDisplacementd,
@@ -38,11 +36,11 @@ from scripts.postprocessing import (
     SaveOverviewd,
     SaveReportd,
     SaveTransformsd,
-    WarpLabeld,
+    SaveWarpedLabeld,
     WarpLandmarksd,
     WarpMovingd,
-    type_on_disk,
 )
+from scripts.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
 from tests.registered import registered_case
 
 FILES = {
@@ -55,10 +53,11 @@ LARGE = (32, 33, 34)  # the native grid is coarser along k: the field between it
 def run(data: dict[Any, Any], **switches: bool) -> dict[Any, Any]:
     steps = [
         AddTransformsd(),
+        AddWarpedLabeld(),
         AddMetricsd(),
         *(
             kind(enabled=switches.get(kind.__name__, True))
-            for kind in (SaveTransformsd, SaveDisplacementd, WarpMovingd, WarpLabeld, WarpLandmarksd)
+            for kind in (SaveTransformsd, SaveDisplacementd, WarpMovingd, SaveWarpedLabeld, WarpLandmarksd)
         ),
         SaveJacobiand(enabled=switches.get("SaveJacobiand", True)),
         SaveOverviewd(enabled=switches.get("SaveOverviewd", True)),
@@ -248,7 +247,7 @@ def test_different_numbers_of_landmarks_are_refused(tmp_path: Path) -> None:
     path = Path(data["fixed_landmarks"])
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
     with pytest.raises(InputError, match=r"has 5 points and moving_landmarks .* 6"):
-        AddMetricsd()(AddTransformsd()(data))
+        AddMetricsd()(AddWarpedLabeld()(AddTransformsd()(data)))
 
 
 def test_a_full_disk_is_said_in_one_line_and_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The files of a case: each transform writes at most one kind of output into ``case_dir``.
+
+``enabled: false`` leaves that file out. They take the case as :mod:`scripts.postprocessing` leaves it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.transforms import Transform
+
+from .atomic import remove
+from .datasets import OUTPUT_NAMES
+from .landmarks import check_space, read_landmarks, write_warped_landmarks
+from .metrics import jacobian_determinant
+from .nifti import write_nifti
+from .overview import draw_overview
+from .postprocessing import Case, warp_onto_fixed
+from .report import build_report, write_report
+from .transform_io import plain, write_displacement_field, write_itk_transform
+
+logger = logging.getLogger(__name__)
+
+
+class Output(Transform):
+    """Base of what writes a file: knows the folder and the switch.
+
+    Args:
+        enabled: False does nothing.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+        """Write, and return the case with the names of the files added to ``written``."""
+        if not self.enabled:
+            return dict(data)
+        names = self.write(data, Path(data["case_dir"]))
+        for name in names:
+            logger.debug("wrote %s", Path(data["case_dir"]) / name)
+        return {**data, "written": (*data.get("written", ()), *names)}
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write files into the folder and return their names."""
+        raise NotImplementedError
+
+
+class RemoveOldResultsd(Transform):
+    """Remove an earlier run's results from the case's folder: a file of another pair must not pass for a new one."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+        """Return the case as it is."""
+        for name in OUTPUT_NAMES:
+            remove(Path(data["case_dir"]) / name)
+        return dict(data)
+
+
+class SaveAlld(Transform):
+    """Run outputs side by side: compressing a file keeps one processor busy only.
+
+    When one fails, the others are still finished before its error is raised.
+
+    Args:
+        outputs: they read the case and write files.
+        workers: how many at a time.
+    """
+
+    def __init__(self, outputs: Sequence[Output], workers: int = 2) -> None:
+        self.outputs, self.workers = tuple(outputs), workers
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+        """Return the case with the names of the files, in the order of ``outputs``, added to ``written``."""
+        before = tuple(data.get("written", ()))
+        with ThreadPoolExecutor(self.workers) as pool:
+            running = [pool.submit(output, {**data, "written": ()}) for output in self.outputs]
+        done = [future.result() for future in running]  # all have ended: none is cancelled by the error of another
+        return {**data, "written": before + tuple(name for case in done for name in case["written"])}
+
+
+class SaveTransformsd(Output):
+    """Write both transforms for ITK and 3D Slicer: forward_transform.h5, inverse_transform.h5."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write both files."""
+        for name in ("forward_transform", "inverse_transform"):
+            write_itk_transform(data[name], folder / f"{name}.h5")
+        return "forward_transform.h5", "inverse_transform.h5"
+
+
+class SaveDisplacementd(Output):
+    """Write the dense displacement field on the fixed grid: displacement.nii.gz."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write the file."""
+        write_displacement_field(data["displacement_mm"], data["fixed"].affine, folder / "displacement.nii.gz")
+        return ("displacement.nii.gz",)
+
+
+class WarpMovingd(Output):
+    """Write the moving image on the fixed grid, linear, in its type on disk: warped_moving.nii.gz."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Warp and write."""
+        warped = warp_onto_fixed(data, "moving", data["displacement_mm"])
+        _write_volume(folder / "warped_moving.nii.gz", warped, data)
+        return ("warped_moving.nii.gz",)
+
+
+class SaveWarpedLabeld(Output):
+    """Write the warped label on the fixed grid, exact values in its type on disk: warped_label.nii.gz."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write, if there is a warped label."""
+        if "warped_label" not in data:
+            return ()
+        _write_volume(folder / "warped_label.nii.gz", data["warped_label"], data)
+        return ("warped_label.nii.gz",)
+
+
+class WarpLandmarksd(Output):
+    """Write the landmarks of either image carried to the other one: warped_landmarks.csv.
+
+    Args:
+        enabled: False does nothing.
+        landmark_space: "LPS" or "RAS", the world of the landmark files, also of the one written.
+    """
+
+    def __init__(self, enabled: bool = True, landmark_space: str = "LPS") -> None:
+        super().__init__(enabled)
+        self.landmark_space = check_space(landmark_space)
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Carry and write, if there are landmarks."""
+        carriers = {"fixed": data["forward_transform"], "moving": data["inverse_transform"]}
+        groups = [
+            (image, read_landmarks(data[f"{image}_landmarks"], self.landmark_space), transform)
+            for image, transform in carriers.items()
+            if f"{image}_landmarks" in data
+        ]
+        if not groups:
+            return ()
+        write_warped_landmarks(folder / "warped_landmarks.csv", groups, self.landmark_space)
+        return ("warped_landmarks.csv",)
+
+
+class SaveJacobiand(Output):
+    """Write the forward transform's local change of volume on the fixed grid: jacobian_determinant.nii.gz."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Compute and write."""
+        determinant = jacobian_determinant(data["displacement_mm"], data["fixed"].affine)
+        _write_volume(folder / "jacobian_determinant.nii.gz", determinant.numpy(), data)
+        return ("jacobian_determinant.nii.gz",)
+
+
+class SaveOverviewd(Output):
+    """Write a picture of the registration in three planes: overview.png."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Draw and write."""
+        draw_overview(data, folder / "overview.png")
+        return ("overview.png",)
+
+
+class SaveReportd(Output):
+    """Write report.json, last: it names the other files.
+
+    Args:
+        enabled: False does nothing.
+        settings: options to report.
+        weights: ``name`` and ``sha256`` of the network's weights.
+        seed: of the random numbers.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        settings: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(enabled)
+        self.settings, self.weights, self.seed = dict(settings or {}), dict(weights or {}), seed
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write the file."""
+        write_report(build_report(data, self.settings, self.weights, self.seed), folder / "report.json")
+        return ("report.json",)
+
+
+def _write_volume(path: Path, values: np.ndarray, data: Mapping[Hashable, Any]) -> None:
+    write_nifti(path, [values], plain(data["fixed"].affine).double().numpy())
