@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.errors import InputError, InputFileError
-from scripts.input_files import existing_path
+from scripts.input_files import existing_path, is_absent
 from scripts.network import IdentityNetwork
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,39 @@ def load_weights(
     facts = describe_weights(path, None if ckpt_path else model)
     logger.info("weights %s from %s, SHA-256 %s", facts["name"], facts["path"], facts["sha256"])
     return network.to(device).eval()
+
+
+def start_weights(
+    network: Network,
+    init_ckpt: str | Path | None = None,
+    model: str = "none",
+    bundle_root: str | Path = ".",
+    device: torch.device | str = "cpu",
+    required: bool = False,
+) -> Network:
+    """Return a network for training: with weights to start from, or as it was made, at random.
+
+    Args:
+        network: :class:`scripts.network.RegistrationNetwork`.
+        init_ckpt: weights; they win over ``model``.
+        model: see :func:`find_weights`.
+        bundle_root: likewise.
+        device: where the network goes.
+        required: refuse to start at random.
+
+    Raises:
+        InputError: see :func:`load_weights`; or no weights where they are required.
+    """
+    if is_absent(init_ckpt) and model == "none":
+        if required:
+            raise InputError(
+                "fine-tuning needs weights to start from: give --init_ckpt FILE, or --model unigradicon (fetched with:"
+                f" {download_command(bundle_root)})"
+            )
+        logger.info("training from nothing: the weights are random, the transform is the identity at first")
+        return network.to(device)
+    path = None if is_absent(init_ckpt) else existing_path("init_ckpt", init_ckpt, Path())
+    return load_weights(network, model, path, bundle_root, device)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def existing_path(option: str, value: Any, base: Path) -> str:
             f"{option}: '{paths[0]}' and '{paths[1]}' both exist, and MONAI can't tell them apart; rename one"
         )
     path = paths[0]
-    folder_allowed = not option.endswith(("landmarks", "datalist", "ckpt_path"))
+    folder_allowed = not option.endswith(("landmarks", "datalist", "ckpt_path", "init_ckpt"))
     if path.is_dir() and not folder_allowed:
         raise InputFileError(f"{option}: '{path}' is a folder; give a file")
     try:
@@ -61,27 +61,27 @@ def existing_path(option: str, value: Any, base: Path) -> str:
     return str(path)
 
 
-def check_output_dir(output_dir: Any) -> Path:
+def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
     """Return the output folder if it can be written or made, leaving nothing behind.
 
     Raises:
         InputError: no folder given, a file is in the way, or no right to write.
     """
     if is_absent(output_dir):
-        raise InputError("output_dir is missing; give --output_dir FOLDER")
-    text = path_text("output_dir", output_dir)
+        raise InputError(f"{option} is missing; give --{option} FOLDER")
+    text = path_text(option, output_dir)
     if "::" in text or "#" in text:
-        raise InputError(f"output_dir '{text}': MONAI turns '#' into '::' in options; give a folder without either")
+        raise InputError(f"{option} '{text}': MONAI turns '#' into '::' in options; give a folder without either")
     folder = Path(text).expanduser()
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise InputError(f"output_dir '{folder}' can't be made: '{existing}' is a file; give another folder")
+        raise InputError(f"{option} '{folder}' can't be made: '{existing}' is a file; give another folder")
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"output_dir '{folder}' can't be written ({reason}); give another folder") from error
+        raise InputError(f"{option} '{folder}' can't be written ({reason}); give another folder") from error
     return folder

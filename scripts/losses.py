@@ -63,6 +63,8 @@ class GradICONLoss(nn.Module):
         lambda_gradicon: weight of the regularity.
         mass_conservation: multiply warped intensities by the Jacobian determinant (CT of the lung: mass is kept).
         dice_weight: weight of the Dice loss of the labels; 0 is off.
+        require_labels: refuse a pair without common labels when ``dice_weight`` is above 0. False, for data sets of
+            which some have labels: such a pair adds nothing to the Dice loss.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class GradICONLoss(nn.Module):
         lambda_gradicon: float = 1.5,
         mass_conservation: bool = False,
         dice_weight: float = 0.0,
+        require_labels: bool = True,
     ) -> None:
         super().__init__()
         if lambda_gradicon < 0 or dice_weight < 0:
@@ -82,6 +85,7 @@ class GradICONLoss(nn.Module):
         self.lambda_gradicon = float(lambda_gradicon)
         self.mass_conservation = mass_conservation
         self.dice_weight = float(dice_weight)
+        self.require_labels = require_labels
 
     def forward(
         self,
@@ -125,18 +129,29 @@ class GradICONLoss(nn.Module):
         similarity = self._similarity(moving, fixed, forward_points, fixed_mask) + self._similarity(
             fixed, moving, inverse_points, moving_mask
         )
-        points = jittered_points(moving.shape[2:], noise, generator, moving.device, moving.dtype)
-        regularity = gradicon_regularity(forward_transform, inverse_transform, points)
+        transforms = (forward_transform, inverse_transform)
+        regularity = self._regularity(transforms, (forward_points, inverse_points), noise, generator)
         dice = torch.zeros_like(similarity)
-        if self.dice_weight > 0:
-            if moving_label is None or fixed_label is None:
-                raise InputError("dice_weight > 0 needs moving_label and fixed_label")
-            dice = symmetric_dice_loss(moving_label, fixed_label, forward_points, inverse_points)
+        if self.dice_weight > 0 and moving_label is not None and fixed_label is not None:
+            dice = symmetric_dice_loss(moving_label, fixed_label, forward_points, inverse_points, self.require_labels)
+        elif self.dice_weight > 0 and self.require_labels:
+            raise InputError("dice_weight > 0 needs moving_label and fixed_label")
         with torch.no_grad():
             magnitude = ((forward_points - identity_grid_like(moving)) ** 2).mean()
             folding = (jacobian_determinant(inverse_points) < 0).sum() / inverse_points.shape[0]
         loss = similarity + self.lambda_gradicon * regularity + self.dice_weight * dice
         return LossTerms(loss, similarity, regularity, magnitude, folding, dice)
+
+    def _regularity(
+        self,
+        transforms: tuple[Transform, Transform],
+        points: tuple[Tensor, Tensor],
+        noise: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Return the regularity of both transforms, given as functions and by their values on the grid."""
+        at = jittered_points(points[0].shape[2:], noise, generator, points[0].device, points[0].dtype)
+        return gradicon_regularity(*transforms, at)
 
     def _similarity(self, image: Tensor, target: Tensor, points: Tensor, mask: Tensor | None) -> Tensor:
         """Warp ``image`` with zeros outside and compare it with ``target``."""
@@ -206,7 +221,7 @@ def gradicon_regularity(forward_transform: Transform, inverse_transform: Transfo
 
 
 def symmetric_dice_loss(
-    moving_label: Tensor, fixed_label: Tensor, forward_points: Tensor, inverse_points: Tensor
+    moving_label: Tensor, fixed_label: Tensor, forward_points: Tensor, inverse_points: Tensor, required: bool = True
 ) -> Tensor:
     """Return the soft Dice loss of the warped labels, the sum of both directions.
 
@@ -217,14 +232,17 @@ def symmetric_dice_loss(
         fixed_label: same shape.
         forward_points: (B or 1, 3, D, H, W), normalized, the forward transform on the grid.
         inverse_points: likewise, the inverse transform.
+        required: False counts 0 for a pair without a common label.
 
     Raises:
-        InputError: a pair without a common label.
+        InputError: a pair without a common label, if ``required``.
     """
     moving_classes, fixed_classes = _one_hot_of_common(moving_label.long(), fixed_label.long())
     present = (moving_classes.sum((2, 3, 4)) > 0) & (fixed_classes.sum((2, 3, 4)) > 0)
-    if present.shape[1] == 0 or not present.any(dim=1).all():
+    if required and (present.shape[1] == 0 or not present.any(dim=1).all()):
         raise InputError("dice_weight > 0: moving_label and fixed_label of a pair have no common label besides 0")
+    if present.shape[1] == 0:
+        return forward_points.sum() * 0  # part of the graph, as in other steps
     warped_moving = sample(moving_classes, _batched(forward_points, moving_classes))
     warped_fixed = sample(fixed_classes, _batched(inverse_points, fixed_classes))
     return _dice_loss(warped_moving, fixed_classes, present) + _dice_loss(warped_fixed, moving_classes, present)
@@ -243,7 +261,7 @@ def _dice_loss(prediction: Tensor, target: Tensor, present: Tensor) -> Tensor:
     axes = (2, 3, 4)
     overlap = (prediction * target).sum(axes)
     score = (2 * overlap + _DICE_FLOOR) / (prediction.sum(axes) + target.sum(axes) + _DICE_FLOOR)
-    return (((1 - score) * present).sum(1) / present.sum(1)).mean()
+    return (((1 - score) * present).sum(1) / present.sum(1).clamp_min(1)).mean()
 
 
 def _batched(points: Tensor, values: Tensor) -> Tensor:

@@ -16,11 +16,13 @@ on the way down and double it on the way up, with the finer features joined in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scripts.errors import InputError
 
@@ -51,6 +53,8 @@ class UNet(nn.Module):
             )
         levels = len(up)
         self.levels = levels
+        # True: forget the activations and compute them again in the backward pass, which saves memory in training
+        self.recomputes = False
         # finest level first
         self.down = nn.ModuleList(
             [nn.Conv3d(down[n], down[n + 1], kernel_size=3, stride=2, padding=1) for n in range(levels)]
@@ -82,6 +86,36 @@ class UNet(nn.Module):
             (B, 3, D, H, W), normalized units.
         """
         x = torch.cat([moving, fixed], dim=1)
+        if self.recomputes and not torch.jit.is_scripting():
+            return self._recomputed(x)
+        return self._displacement(x)
+
+    @torch.jit.unused
+    def _recomputed(self, x: Tensor) -> Tensor:
+        def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+            return nullcontext(), self._statistics_kept()
+
+        # nothing in here is random
+        return checkpoint(self._displacement, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+    @torch.jit.unused
+    @contextmanager
+    def _statistics_kept(self) -> Iterator[None]:
+        """Do not count a batch twice in the running statistics of the batch norms."""
+        norms = [norm for norm in self.norm if isinstance(norm, nn.BatchNorm3d)]
+        momenta = [norm.momentum for norm in norms]
+        counts = [torch.as_tensor(norm.num_batches_tracked).clone() for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        try:
+            yield
+        finally:
+            for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+                norm.momentum = momentum
+                torch.as_tensor(norm.num_batches_tracked).copy_(count)
+
+    def _displacement(self, x: Tensor) -> Tensor:
+        """Return the displacement field of a pair (B, 2, D, H, W)."""
         skips: list[Tensor] = []
         for down in self.down:
             skips.append(x)

@@ -1,0 +1,58 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The network as it is trained: both directions of a pair in one call, as DistributedDataParallel needs it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .network import RegistrationNetwork
+from .unet import UNet
+
+
+class PairNetwork(nn.Module):
+    """Register a pair in both directions, one after the other, as the reference does.
+
+    The weights are those of the network inside, which is what checkpoints hold.
+
+    Args:
+        network: :class:`scripts.network.RegistrationNetwork`, or another with the method ``displacements``.
+        activation_checkpointing: compute each UNet's activations again in the backward pass instead of keeping them:
+            less memory, more time, the same result.
+        channels_last: keep images and weights with channels as the fastest axis, which tensor cores prefer.
+    """
+
+    def __init__(self, network: nn.Module, activation_checkpointing: bool = False, channels_last: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for module in network.modules():
+            if isinstance(module, UNet):
+                module.recomputes = activation_checkpointing
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the displacement fields of the forward and of the inverse transform.
+
+        Args:
+            image: (B, 2, D, H, W) in [0, 1], channel 0 moving, channel 1 fixed.
+
+        Returns:
+            two lists of fields (B, 3, d, h, w), normalized units, coarse to fine, to be composed by
+            :class:`scripts.network.CompositeTransform`.
+        """
+        moving, fixed = (part.contiguous(memory_format=self.memory_format) for part in image.split(1, dim=1))
+        displacements = cast(RegistrationNetwork, self.network).displacements
+        return displacements(moving, fixed), displacements(fixed, moving)

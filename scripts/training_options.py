@@ -1,0 +1,63 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is checked before training starts: data, labels for the Dice loss, the folder of checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import InputError
+from .file_check import check_files
+from .input_files import check_output_dir
+from .training_lists import require_records
+
+logger = logging.getLogger(__name__)
+
+
+def check_training(
+    records: Sequence[Mapping[str, Any]],
+    val_records: Sequence[Mapping[str, Any]] = (),
+    check_data: bool = True,
+    dice_weight: float = 0.0,
+    ckpt_dir: Any = None,
+    progress: bool = True,
+) -> None:
+    """Refuse what can't work, in seconds, before images are loaded.
+
+    Args:
+        records: of the training list.
+        val_records: of the validation list.
+        check_data: look at every file.
+        dice_weight: of the objective; above 0 it needs labels.
+        ckpt_dir: folder of the run.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: one line that says what to do.
+    """
+    require_records(records)
+    check_output_dir(ckpt_dir, "ckpt_dir")
+    if dice_weight > 0 and not any(_has_label(record) for record in records):
+        raise InputError(
+            "dice_weight is above 0, but no image of train_datalist has a label; add labels, or set it to 0"
+        )
+    if not val_records:
+        logger.warning("no val_datalist: nothing is validated, and only last.pt is kept")
+    if check_data:
+        count = check_files([*records, *val_records], progress)
+        logger.info("%d files checked", count)
+
+
+def _has_label(record: Mapping[str, Any]) -> bool:
+    sides = [record[side] for side in ("fixed", "moving") if isinstance(record.get(side), Mapping)]
+    return "synthetic" in record or any("label" in image for image in (record, *sides))

@@ -1,0 +1,189 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One step of MONAI's trainer with the bundle's parts, against the published packages and without recomputing."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from monai.engines import SupervisedTrainer
+from torch import Tensor
+
+from scripts.checkpoints import translate_keys
+from scripts.losses import GradICONLoss
+from scripts.network import RegistrationNetwork
+from scripts.pair_network import PairNetwork
+from scripts.similarity import create_similarity
+from scripts.training import PairInferer, PrepareTrainingPair, total_loss
+from tests.networks import import_reference, published_state, random_network, random_pair, reference_network
+
+SHAPE = (26, 33, 29)
+SEED = 17
+RATE = 5e-5
+
+
+def batch_of(pair: tuple[Tensor, Tensor], seed: int = SEED) -> dict[str, Any]:
+    count = len(pair[0])
+    return {
+        "moving_image": pair[0],
+        "fixed_image": pair[1],
+        "seed": torch.full((count,), seed),
+        "pair": [f"pair {n}" for n in range(count)],
+    }
+
+
+def step(
+    network: RegistrationNetwork, batch: dict[str, Any], lambda_gradicon: float = 1.5, **arguments: Any
+) -> tuple[dict[str, float], PairNetwork]:
+    """Make one optimization step on a copy of the network; return the terms and the trained network."""
+    trained = PairNetwork(copy.deepcopy(network), **arguments)
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=[batch],
+        network=trained,
+        optimizer=torch.optim.Adam(trained.parameters(), lr=RATE),
+        loss_function=total_loss,
+        prepare_batch=PrepareTrainingPair(),
+        inferer=PairInferer(GradICONLoss(create_similarity("lncc"), lambda_gradicon)),
+    )
+    trainer.run()
+    return trainer.state.output[0]["pred"]["terms"], trained
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    return import_reference(monkeypatch)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_one_step_equals_the_reference(stage: int, reference: SimpleNamespace) -> None:
+    pair, network = random_pair(SHAPE, batch=2), random_network(stage=stage)
+    model = reference_network(reference, network, SHAPE)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randn(1, 3, *(-(-n // 2) for n in SHAPE), generator=generator)
+    full = torch.zeros(1, 3, *SHAPE)
+    full[:, :, ::2, ::2, ::2] = noise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *a, **k: full)
+        theirs = model(*pair)
+    theirs.all_loss.backward()
+    optimizer.step()
+
+    ours, trained = step(network, batch_of(pair))
+
+    names = {
+        "loss": "all_loss",
+        "similarity": "similarity_loss",
+        "regularity": "inverse_consistency_loss",
+        "transform_magnitude": "transform_magnitude",
+        "folding": "flips",
+    }
+    for name, other in names.items():
+        expected = float(getattr(theirs, other).detach())
+        assert ours[name] == pytest.approx(expected, rel=1e-4), name
+    assert ours["regularity"] > 1e-3
+
+    mine, reference_weights = dict(trained.network.named_parameters()), dict(model.regis_net.named_parameters())
+    published = published_state(trained.network)
+    names_here = translate_keys(dict.fromkeys(published, torch.empty(0)))
+    ends = {
+        name: reference_weights[key]
+        for key, name in zip(published, names_here, strict=True)
+        if name.endswith((".down.0.weight", ".last.weight"))
+    }
+    assert len(ends) == 2 * (2 + stage)
+    for name, expected in ends.items():
+        assert (mine[name].grad - expected.grad).norm() <= 1e-3 * expected.grad.norm(), name
+        assert expected.grad.norm() > 0
+        torch.testing.assert_close(mine[name], expected, rtol=0, atol=0.02 * RATE)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_recomputed_activations_give_the_same_step(channels_last: bool) -> None:
+    network, batch = random_network(), batch_of(random_pair(SHAPE, batch=2))
+    plain_terms, plain = step(network, batch)
+    terms, trained = step(network, batch, activation_checkpointing=True, channels_last=channels_last)
+    assert terms == pytest.approx(plain_terms, rel=1e-4)
+    for (name, expected), value in zip(plain.state_dict().items(), trained.state_dict().values(), strict=True):
+        if name.endswith(("running_mean", "running_var")):
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6, msg=name)
+        elif name.endswith("num_batches_tracked"):
+            assert value == expected == 2, name  # one batch, both directions
+    gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in (plain, trained)]
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+def test_less_is_kept_for_the_backward_pass_with_recomputing() -> None:
+    image = torch.cat(random_pair((32, 32, 32)), dim=1)
+    kept = []
+    for recomputing in (False, True):
+        network = PairNetwork(random_network(), activation_checkpointing=recomputing)
+        size = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(image)
+        kept.append(size)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_the_noise_follows_the_seed_of_the_pair() -> None:
+    network, pair = random_network(), random_pair(SHAPE)
+    regularity = [step(network, batch_of(pair, seed))[0]["regularity"] for seed in (1, 1, 2)]
+    assert regularity[0] == regularity[1]
+    assert regularity[0] != regularity[2]
+
+
+def test_the_similarity_is_computed_on_the_other_contrast_where_there_is_one() -> None:
+    network, pair = random_network(), random_pair(SHAPE)
+    batch = batch_of(pair)
+    plain_terms, _ = step(network, batch)
+    same, _ = step(network, {**batch, "moving_similarity": pair[0], "fixed_similarity": pair[1]})
+    other, _ = step(network, {**batch, "moving_similarity": pair[1], "fixed_similarity": pair[1]})
+    assert same == plain_terms
+    assert other["regularity"] == plain_terms["regularity"]  # the network saw the same
+    assert other["similarity"] < 0.9 * plain_terms["similarity"]
+
+
+def test_pairs_without_common_labels_add_nothing_to_the_dice_loss() -> None:
+    network = random_network()
+    moving, fixed = random_pair(SHAPE, batch=2)
+    loss = GradICONLoss(create_similarity("lncc"), dice_weight=1.0, require_labels=False)
+    label = (moving > 0.5).int()
+    transforms = network.register(moving, fixed), network.register(fixed, moving)
+
+    def dice(moving_label: Tensor, fixed_label: Tensor) -> float:
+        return loss(*transforms, moving, fixed, moving_label=moving_label, fixed_label=fixed_label).as_floats()["dice"]
+
+    first_only = label.clone()
+    first_only[1] = 0
+    one, both = dice(first_only, label), dice(label, label)
+    assert dice(label * 0, label) == 0
+    assert 0 < one < both
+
+
+def test_the_result_does_not_depend_on_what_else_is_random() -> None:
+    network, batch = random_network(), batch_of(random_pair(SHAPE))
+    torch.manual_seed(1)
+    first, _ = step(network, batch)
+    torch.manual_seed(2)
+    assert step(network, batch)[0] == first
