@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import ignite.distributed as idist
+from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
 
@@ -50,3 +51,21 @@ class EpochSampler(DistributedSampler):
         numbers = list(super().__iter__())[self._skipped :]
         self._skipped = 0
         return iter([self.epoch * len(self.dataset) + number for number in numbers])  # type: ignore[arg-type]
+
+
+class SharedSampler(Sampler):
+    """Yield each pair number once, shared out over processes without repeats: for validation.
+
+    Args:
+        dataset: anything with a length, 0 too.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.numbers = range(idist.get_rank(), len(dataset), idist.get_world_size())
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's numbers."""
+        return iter(self.numbers)

@@ -121,8 +121,10 @@ class StopOnNonFinite:
         )
 
 
-def run_training(trainer: Any, stop: StopOnSignal) -> None:
-    """Run a trainer; after a signal, end the process with the status that shells expect (128 + its number)."""
+def run_training(trainer: Any) -> None:
+    """Run a trainer; SIGTERM and SIGINT end it in order, with the status that shells expect (128 + their number)."""
+    stop = StopOnSignal()
+    stop.attach(trainer)
     trainer.run()
     if stop.received:
         logger.warning("stopped at iteration %d; go on with --resume True", trainer.state.iteration)
