@@ -11,13 +11,13 @@
 """Synthetic registration pairs, without any data: random anatomies, deformations and contrasts.
 
 The idea is SynthMorph's (Hoffmann et al., IEEE TMI 2022); the code is ours. One anatomy (labels, tissues, texture)
-is made on a template cube and seen twice: by the fixed image through an affine map ``view_fixed``, by the moving image
+is made on a template and seen twice: by the fixed image through an affine map ``view_fixed``, by the moving image
 through ``view_moving o phi`` with a diffeomorphism phi. So a moving point y and the fixed point
 
     x = view_fixed^-1(view_moving(phi(y)))
 
 show the same place of the anatomy: exact, no map is inverted numerically. Coordinates are normalized
-(:mod:`scripts.coordinates`).
+(:mod:`scripts.coordinates`); the template covers the field of view [0, 1] and a margin around it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .coordinates import extent, identity_grid, resample_grid, sample
+from .coordinates import extent, identity_grid, jacobian_determinant, resample_grid, sample, shift_with_border
 from .errors import InputError
 from .similarity import gaussian_blur
 
 KINDS = ("ct", "mr")
 SMALLEST = 16  # voxels along an axis
+_MARGIN = 0.15  # of the template beyond the field of view on each side, for views that look there
 _SQUARINGS = 6
-# CT tissues on the scale of -1000 to 1000 HU -> 0 to 1, with how often an organ is made of them
-_CT_TISSUES = ((0.07, 0.20, 0.15), (0.43, 0.47, 0.10), (0.50, 0.56, 0.45), (0.55, 0.65, 0.18), (0.62, 0.95, 0.12))
+_VELOCITY_SIZE = 40  # the velocity has no detail that needs more voxels along an axis
+_LEAST_OVERLAP = 0.45  # of the moving field of view with the fixed one, before the deformation
+# CT tissues on the scale of -1000 to 1000 HU -> 0 to 1: lung, fat, soft tissue, contrast-enhanced, bone
+_CT_TISSUES = ((0.07, 0.20), (0.43, 0.47), (0.50, 0.56), (0.55, 0.65), (0.62, 0.95))
+# how often a structure is made of each of them
+_CT_ODDS = {
+    "filling": (0.0, 0.3, 0.6, 0.1, 0.0),
+    "organ": (0.2, 0.1, 0.35, 0.2, 0.15),
+    "vessel": (0.0, 0.0, 0.3, 0.7, 0.0),
+    "fat": (0.0, 1.0, 0.0, 0.0, 0.0),
+    "bone": (0.0, 0.0, 0.0, 0.0, 1.0),
+}
 
 
 class SyntheticPair(NamedTuple):
@@ -68,8 +79,8 @@ class SyntheticPairs:
         kinds: what images may look like: "ct", "mr" or both.
         same_contrast: probability that both images are of one kind with the same tissue values.
         deformation: smallest and largest of the greatest displacements, fractions of the field of view.
-        affine: size of random scalings, rotations, shears and shifts of each image.
-        partial_view: probability that an image shows only 60 to 100 % of the anatomy along each axis.
+        affine: size of random scalings, rotations, shears and shifts of each image, 0 to 0.3.
+        partial_view: probability that an image shows only 60 to 100 % of the anatomy along an axis.
         labels: least and greatest number of structures.
         landmarks: of each pair.
         corruption: scales noise, blur and bias field; 0 switches them off.
@@ -101,123 +112,173 @@ class SyntheticPairs:
         for name, value in (("same_contrast", same_contrast), ("partial_view", partial_view)):
             if not 0 <= value <= 1:
                 raise InputError(f"synthetic: {name} must be a probability from 0 to 1, got {value}")
-        if len(deformation) != 2 or not 0 < deformation[0] <= deformation[1] < 0.5:
-            raise InputError(f"synthetic: deformation must be two rising numbers in (0, 0.5), got {list(deformation)}")
+        if len(deformation) != 2 or not 0 < deformation[0] <= deformation[1] <= 0.25:
+            raise InputError(f"synthetic: deformation must be two rising numbers in (0, 0.25], got {list(deformation)}")
         if len(labels) != 2 or not 3 <= labels[0] <= labels[1] <= 250:
             raise InputError(f"synthetic: labels must be two rising numbers from 3 to 250, got {list(labels)}")
-        if affine < 0 or corruption < 0 or landmarks < 1:
-            raise InputError("synthetic: affine and corruption must not be negative, landmarks at least 1")
+        if not 0 <= affine <= 0.3:
+            raise InputError(f"synthetic: affine must be from 0 to 0.3, got {affine}")
+        if not 0 <= corruption < math.inf:
+            raise InputError(f"synthetic: corruption must be 0 or more, got {corruption}")
+        if landmarks < 1:
+            raise InputError(f"synthetic: landmarks must be at least 1, got {landmarks}")
         self.same_contrast, self.partial_view = float(same_contrast), float(partial_view)
         self.deformation, self.affine = (float(deformation[0]), float(deformation[1])), float(affine)
         self.labels, self.landmarks = (int(labels[0]), int(labels[1])), int(landmarks)
         self.corruption, self.device = float(corruption), torch.device(device)
+        self._template = tuple(round((n - 1) * (1 + 2 * _MARGIN)) + 1 for n in self.shape)
 
     @torch.no_grad()
     def __call__(self, seed: int) -> SyntheticPair:
         """Return the pair with this number."""
         random = _Random(seed, self.device)
-        label = self._anatomy(random)
-        texture = 0.6 * random.smooth(1, 10, self.shape) + 0.4 * random.smooth(1, 20, self.shape)
+        label, roles = self._anatomy(random)
+        scales = ((9, 0.6), (19, 0.6), (37, 0.5))
+        texture = torch.cat([weight * random.rough(cells, self._template) for cells, weight in scales]).sum(0)[None]
         moving_kind = fixed_kind = self.kinds[random.integer(0, len(self.kinds))]
-        moving_values = fixed_values = _tissues(moving_kind, random, int(label.max()))
+        moving_anatomy = fixed_anatomy = _tissues(moving_kind, random, label, roles, texture)
         if random.uniform() >= self.same_contrast:
             fixed_kind = self.kinds[random.integer(0, len(self.kinds))]
-            fixed_values = _tissues(fixed_kind, random, int(label.max()))
+            fixed_anatomy = _tissues(fixed_kind, random, label, roles, texture)
 
         grid = identity_grid(self.shape, self.device)
-        view_fixed, view_moving = self._view(random), self._view(random)
-        seen_fixed = _apply(view_fixed, grid)
+        view_fixed, view_moving = self._views(random)
         low, high = (math.log(value) for value in self.deformation)
         deformed = grid + self._displacement(random, math.exp(random.uniform(low, high)))
-        seen_moving = _apply(view_moving, deformed)
         to_fixed = torch.linalg.inv(view_fixed) @ view_moving
-        partners = _apply(to_fixed, deformed)
-
-        fixed_label, moving_label = (
-            sample(label, points, "zeros", "nearest")[0].round().to(torch.uint8) for points in (seen_fixed, seen_moving)
+        # in the template, whose own normalized coordinates begin at its margin
+        seen_fixed, seen_moving = (
+            (_apply(view, points) + _MARGIN) / (1 + 2 * _MARGIN)
+            for view, points in ((view_fixed, grid), (view_moving, deformed))
         )
-        fixed = self._render(random, fixed_kind, fixed_values, label, texture, seen_fixed)
-        moving = self._render(random, moving_kind, moving_values, label, texture, seen_moving)
-        inverse_ddf = ((partners - grid) * extent(grid))[0]
+        fixed_label, moving_label = (
+            sample(label, points, mode="nearest")[0].round().to(torch.uint8) for points in (seen_fixed, seen_moving)
+        )
+        fixed = self._corrupt(random, fixed_kind, sample(fixed_anatomy, seen_fixed))
+        moving = self._corrupt(random, moving_kind, sample(moving_anatomy, seen_moving))
+        inverse_ddf = ((_apply(to_fixed, deformed) - grid) * extent(grid))[0]
         points = self._landmarks(random, moving_label, deformed, to_fixed)
         return SyntheticPair(moving, fixed, moving_label, fixed_label, inverse_ddf, *points)
 
-    def _anatomy(self, random: _Random) -> Tensor:
-        """Return labels (1, 1, D, H, W) on the template."""
-        grid = identity_grid(self.shape, self.device)
-        warped = grid + 0.05 * random.smooth(3, 5, self.shape)  # organs are no ideal ellipsoids
+    def _anatomy(self, random: _Random) -> tuple[Tensor, list[str]]:
+        """Return labels (1, 1, d, h, w) on the template and what each of the labels 1 ... is."""
+        shape = self._template
+        points = identity_grid(shape, self.device) * (1 + 2 * _MARGIN) - _MARGIN - 0.5  # 0 is the center of the view
+        points = points + 0.035 * random.smooth(3, 5, shape)  # nothing is an ideal ellipsoid
         count = random.integer(self.labels[0], self.labels[1] + 1)
-        regions = min(max(2, count // 3), 8)
-        # regions of tissue, as SynthMorph's shapes: where one of several random fields is the largest
-        label = 1 + random.smooth(regions, random.integer(3, 7), self.shape).argmax(dim=1, keepdim=True).float()
-        center = 0.5 + 0.06 * random.normal(3)
-        radii = random.uniforms(3, 0.36, 0.5)
-        power = random.uniform(2.0, 4.0)
-        depth = 1 - (((warped - _column(center)) / _column(radii)).abs() ** power).sum(1, keepdim=True)
-        next_label = regions + 1
-        while next_label <= count:
-            if next_label == count - 1:  # vessels: along the lines where two random fields cross zero
-                fields = random.smooth(2, random.integer(3, 6), self.shape)
-                inside = fields.square().sum(1, keepdim=True) < random.uniform(0.01, 0.05)
-            else:
-                place = center + 0.6 * radii * random.uniforms(3, -1.0, 1.0)
-                size = random.uniforms(3, 0.05, 0.2)
-                turned = torch.einsum("ij,bjdhw->bidhw", random.rotation(math.pi), warped - _column(place))
-                inside = (turned / _column(size)).square().sum(1, keepdim=True) < 1
-            label = torch.where(inside, float(next_label), label)
-            next_label += 1
-        if random.uniform() < 0.65:  # a body in air; else the anatomy fills the field, as in a crop
-            if random.uniform() < 0.5:  # with a skin or a skull
-                label = torch.where(depth < random.uniform(0.08, 0.25), float(count), label)
-            label = torch.where(depth > 0, label, 0.0)
-        return label
+        in_air = random.uniform() < 0.65  # else the anatomy fills the field, as in a crop
+        along, across = random.integer(0, 3), random.integer(1, 3)
+        radii = random.uniforms(3, 0.34, 0.48)
+        if random.uniform() < 0.5:
+            radii[along] = 3.0  # a trunk or a limb, cut by the field of view
+        body = (points / _column(radii)).abs().pow(random.uniform(2.0, 3.5)).sum(1, keepdim=True)
+
+        # tissues between the organs, as SynthMorph's shapes: where one of several smooth random fields is the largest
+        fillings = min(max(2, count // 3), 6)
+        fields = random.smooth(fillings, random.integer(5, 9), shape)
+        label, largest = torch.ones_like(fields[:, :1]), fields[:, :1]
+        for region in range(1, fillings):  # several times faster than argmax over channels
+            label = torch.where(fields[:, region : region + 1] > largest, float(region + 1), label)
+            largest = torch.maximum(largest, fields[:, region : region + 1])
+        roles = ["filling"] * fillings
+        extras = [e for e in (("vessel", "fat", "bone") if in_air else ("vessel",)) if random.uniform() < 0.75]
+        extras = extras[: (count - fillings) // 2]
+        mirrored = points.clone()
+        middle = (along + across) % 3
+        mirrored[:, middle] = mirrored[:, middle].abs()
+        organs = count - fillings - len(extras)
+        # large organs first, so that small ones lie in them
+        for size in (0.06 * 4.5 ** random.uniforms(organs, 0.0, 1.0)).sort(descending=True).values.tolist():
+            pairwise = random.uniform() < 0.35  # as lungs and kidneys are
+            place = random.uniforms(3, -1.0, 1.0) * radii.clamp(max=0.5) * 0.75
+            if pairwise:
+                place[middle] = place[middle].abs().clamp(min=0.7 * size)
+            shape_matrix = torch.diag(1 / (size * random.uniforms(3, 0.6, 1.5))) @ random.rotation(math.pi)
+            offset = torch.einsum("ij,bjdhw->bidhw", shape_matrix, (mirrored if pairwise else points) - _column(place))
+            label = torch.where(offset.square().sum(1, keepdim=True) < 1, float(len(roles) + 1), label)
+            roles.append("organ")
+        inner = 1.0
+        for extra in extras:
+            if extra == "vessel":  # along the lines where two smooth random fields are zero
+                fields = random.smooth(2, random.integer(4, 7), shape)
+                inside = fields.square().sum(1, keepdim=True) < random.uniform(0.01, 0.04)
+            else:  # shells below the skin; ribs are a shell with gaps
+                outer, inner = inner, inner - random.uniform(0.12, 0.3)
+                inside = (body > inner) & (body <= outer)
+                if extra == "bone" and random.uniform() < 0.6:
+                    inside &= torch.sin(points[:, along : along + 1] * random.uniform(25.0, 60.0)) > 0
+            label = torch.where(inside, float(len(roles) + 1), label)
+            roles.append(extra)
+        return torch.where(body <= 1, label, 0.0) if in_air else label, roles
+
+    def _views(self, random: _Random) -> tuple[Tensor, Tensor]:
+        """Return the affine maps (4, 4) from the fixed and from the moving image to the field of view."""
+        probe = identity_grid((8, 8, 8), self.device)
+        for _ in range(20):
+            fixed, moving = self._view(random), self._view(random)
+            partners = _apply(torch.linalg.inv(fixed) @ moving, probe)
+            if _is_inside(partners).float().mean() >= _LEAST_OVERLAP:
+                break
+        return fixed, moving
 
     def _view(self, random: _Random) -> Tensor:
-        """Return the affine map (4, 4) from an image to the template."""
         size = 1 + self.affine * random.normal(3).clamp(-2, 2)
+        shift = 0.4 * self.affine * random.normal(3).clamp(-2, 2)
         if random.uniform() < self.partial_view:
-            size = size * random.uniforms(3, 0.6, 1.0)
+            axis, part = random.integer(0, 3), random.uniform(0.6, 1.0)
+            size[axis] *= part
+            shift[axis] += 0.5 * (1 - part) * random.uniform(-1.0, 1.0)
         shear = torch.eye(3, device=self.device) + 0.3 * self.affine * random.normal(3, 3).clamp(-2, 2)
-        linear = random.rotation(self.affine) @ shear @ torch.diag(size)
-        # a view that shows less may lie anywhere in the anatomy
-        shift = 0.5 * self.affine * random.normal(3).clamp(-2, 2) + 0.5 * (1 - size).clamp(min=0) * random.uniforms(
-            3, -1.0, 1.0
-        )
         view = torch.eye(4, device=self.device)
-        view[:3, :3] = linear
-        view[:3, 3] = 0.5 + shift - linear @ torch.full((3,), 0.5, device=self.device)
+        view[:3, :3] = random.rotation(2 * self.affine) @ shear @ torch.diag(size)
+        view[:3, 3] = 0.5 + shift - 0.5 * view[:3, :3].sum(1)  # about the center
         return view
 
     def _displacement(self, random: _Random, largest: float) -> Tensor:
         """Return a displacement (1, 3, D, H, W), normalized, of a map without folds: an integrated velocity."""
-        velocity = random.smooth(3, 3, self.shape) + 0.35 * random.smooth(3, 7, self.shape)
-        velocity = velocity * (largest / float(velocity.square().sum(1).max().sqrt()))
-        grid = identity_grid(self.shape, self.device)
-        displacement = velocity / 2**_SQUARINGS
-        for _ in range(_SQUARINGS):
-            displacement = displacement + sample(displacement, grid + displacement)
-        return displacement
+        shape = [min(n, _VELOCITY_SIZE) for n in self.shape]
+        grid = identity_grid(shape, self.device)
+        velocity = random.smooth(3, 3, shape) + random.uniform(0.1, 0.5) * random.smooth(3, 7, shape)
+        velocity = velocity * (largest / _longest(velocity))
+        for attempt in range(12):
+            displacement = velocity / 2**_SQUARINGS
+            for _ in range(_SQUARINGS):
+                displacement = displacement + sample(displacement, grid + displacement)
+            fitting = largest / _longest(displacement)
+            # where a velocity is very strong, its integral can fold between voxels
+            folds = float(jacobian_determinant(grid + displacement).min()) < 0.05
+            if not folds and (attempt > 1 or abs(fitting - 1) < 0.02):
+                break
+            velocity = velocity * (0.8 if folds else fitting)
+        return resample_grid(displacement, self.shape)
 
-    def _render(
-        self, random: _Random, kind: str, values: Tensor, label: Tensor, texture: Tensor, points: Tensor
-    ) -> Tensor:
-        """Return an image (1, D, H, W) of the anatomy at template points (1, 3, D, H, W)."""
-        gain = random.uniform(0.004, 0.02) if kind == "ct" else random.uniform(0.03, 0.12)
-        tissue = values[label.long()] + gain * texture
-        image = sample(torch.where(label > 0, tissue, 0.0), points, "zeros")
+    def _corrupt(self, random: _Random, kind: str, image: Tensor) -> Tensor:
+        """Return the anatomy (1, 1, D, H, W) as a scanner would show it, (1, D, H, W)."""
         strength = self.corruption
-        if kind == "mr" and strength > 0:
-            image = image * torch.exp(0.25 * strength * random.smooth(1, 3, self.shape))
         if strength > 0:
-            width = strength * random.uniform(0.0, 0.9)
-            image = gaussian_blur(image, width) if width > 0.25 else image
-            level = strength * random.uniform(0.0, 0.02 if kind == "ct" else 0.05)
-            noise = level * random.noise(2, self.shape)
-            image = image + noise[:, :1] if kind == "ct" else ((image + noise[:, :1]) ** 2 + noise[:, 1:] ** 2).sqrt()
+            if kind == "mr":
+                image = image * torch.exp(random.uniform(0.0, 0.3) * strength * random.smooth(1, 3, self.shape))
+            image = self._blurred(random, image)
+            noise = strength * random.uniform(0.0, 0.02 if kind == "ct" else 0.05) * random.noise(2, self.shape)
+            image = image + noise[:, :1]
+            image = image if kind == "ct" else (image.square() + noise[:, 1:].square()).sqrt()
         if kind == "mr":  # as the preprocessing of MR
-            ordered = image.flatten().sort().values
-            image = image / ordered[int(0.99 * (len(ordered) - 1))].clamp_min(1e-6)
+            image = image / image.flatten().kthvalue(int(0.99 * image.numel())).values.clamp_min(1e-6)
         return image.clamp(0, 1)[0]
+
+    def _blurred(self, random: _Random, image: Tensor) -> Tensor:
+        """Blur an image (1, 1, D, H, W) a little along each axis and, at times, as thick slices do along one."""
+        widths = [random.uniform(0.0, 0.7) for _ in range(3)]
+        if random.uniform() < 0.3:
+            axis = random.integer(0, 3)
+            widths[axis] = random.uniform(0.7, 0.8 + 0.008 * self.shape[axis])
+        for axis, width in enumerate(self.corruption * w for w in widths):
+            radius = min(math.ceil(2 * width), self.shape[axis] - 1)
+            taps = [math.exp(-0.5 * (n / width) ** 2) for n in range(-radius, radius + 1)] if width > 0.25 else [1.0]
+            shifts = range(-(len(taps) // 2), len(taps) // 2 + 1)
+            shifted = (t / sum(taps) * shift_with_border(image, axis, n) for t, n in zip(taps, shifts, strict=True))
+            image = torch.stack(list(shifted)).sum(0)
+        return image
 
     def _landmarks(
         self, random: _Random, moving_label: Tensor, deformed: Tensor, to_fixed: Tensor
@@ -226,11 +287,13 @@ class SyntheticPairs:
         size = extent(deformed)
         places = random.uniforms(3 * 64 * self.landmarks, 0.0, 1.0).view(1, 3, -1, 1, 1)
         partners = _apply(to_fixed, sample(deformed, places))
-        inside = ((partners >= 0) & (partners <= 1)).all(dim=1).flatten()
+        inside = _is_inside(partners).flatten()
         anatomy = sample(moving_label[None].float(), places, mode="nearest").flatten() > 0
-        chosen = next(c for c in (inside & anatomy, inside, torch.ones_like(inside)) if bool(c.any())).nonzero()[:, 0]
+        # the views overlap, so that some places are inside; without anatomy there, air still is a true correspondence
+        chosen = (inside & anatomy if bool((inside & anatomy).any()) else inside).nonzero()[:, 0]
         chosen = chosen.repeat(-(-self.landmarks // len(chosen)))[: self.landmarks]
-        return tuple((points * size)[0, :, chosen, 0, 0].T for points in (places, partners))  # type: ignore[return-value]
+        moving_points, fixed_points = ((points * size)[0, :, chosen, 0, 0].T for points in (places, partners))
+        return moving_points, fixed_points
 
 
 class _Random:
@@ -257,30 +320,46 @@ class _Random:
     def noise(self, channels: int, shape: Sequence[int]) -> Tensor:
         return torch.randn(1, channels, *shape, generator=self.large, device=self.device)
 
+    def rough(self, cells: int, shape: Sequence[int]) -> Tensor:
+        """Return a random field (1, 1, D, H, W), linear within each of ``cells`` cells along an axis."""
+        # cells of fewer than three voxels would not survive the interpolation of the views
+        return resample_grid(self.normal(1, 1, *(min(cells, n // 3) + 1 for n in shape)), shape)
+
     def smooth(self, channels: int, cells: int, shape: Sequence[int]) -> Tensor:
-        """Return random fields (1, channels, D, H, W) of variance about 1, with ``cells`` waves across the image."""
-        coarse = [min(4 * cells, int(n)) for n in shape]
+        """Return smooth random fields (1, channels, D, H, W) of variance about 1, from ``cells`` cells an axis."""
+        coarse = [min(4 * cells, n) for n in shape]
         field = resample_grid(self.normal(1, channels, cells + 1, cells + 1, cells + 1), coarse)
         field = gaussian_blur(F.pad(field, (4,) * 6, mode="replicate"), 1.5)[:, :, 4:-4, 4:-4, 4:-4]
         return resample_grid(field / field.std().clamp_min(1e-6), shape)
 
     def rotation(self, size: float) -> Tensor:
         """Return a rotation (3, 3) by up to ``size`` radians about a random axis."""
-        axis = F.normalize(self.normal(3), dim=0) * self.uniform(-size, size)
-        x, y, z = axis.tolist()
+        x, y, z = (F.normalize(self.normal(3).cpu(), dim=0) * self.uniform(-size, size)).tolist()
         return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])).to(self.device)
 
 
-def _tissues(kind: str, random: _Random, count: int) -> Tensor:
-    """Return a value in [0, 1] for each label 0 ... count; 0 is air."""
+def _tissues(kind: str, random: _Random, label: Tensor, roles: Sequence[str], texture: Tensor) -> Tensor:
+    """Return the intensities, 0 to about 1, of an anatomy: one value and one strength of the texture a label."""
+    count = len(roles)
     if kind == "mr":
-        values = random.uniforms(count, 0.08, 1.0)
+        values, gains = random.uniforms(count, 0.05, 1.0), random.uniforms(count, 0.02, 0.12)
     else:
-        weights = torch.tensor([often for _, _, often in _CT_TISSUES])
-        tissue = torch.multinomial(weights, count, replacement=True, generator=random.small)
-        low, high = (torch.tensor([t[end] for t in _CT_TISSUES])[tissue].to(random.device) for end in (0, 1))
-        values = low + (high - low) * random.uniforms(count, 0.0, 1.0)
-    return torch.cat([torch.zeros(1, device=random.device), values])
+        odds = torch.tensor([_CT_ODDS[role] for role in roles])
+        tissue = torch.multinomial(odds, 1, generator=random.small)[:, 0]
+        low, high = torch.tensor(_CT_TISSUES)[tissue].to(random.device).unbind(1)
+        values, gains = low + (high - low) * random.uniforms(count, 0.0, 1.0), random.uniforms(count, 0.01, 0.04)
+    values, gains = (F.pad(row, (1, 0))[label.long()] for row in (values, gains))  # air has neither
+    return values + gains * texture
+
+
+def _is_inside(points: Tensor) -> Tensor:
+    """Return where points (1, 3, ...) are in the unit cube, (1, ...)."""
+    return ((points >= 0) & (points <= 1)).all(dim=1)
+
+
+def _longest(vectors: Tensor) -> float:
+    """Return the length of the longest of vectors (1, 3, ...)."""
+    return float(vectors.square().sum(1).max().sqrt())
 
 
 def _column(values: Tensor) -> Tensor:
