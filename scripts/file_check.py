@@ -16,25 +16,31 @@ gzip notes in the last four bytes), so that thousands of files take seconds.
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
+from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from .errors import InputError, InputFileError
 from .training_preprocessing import AddLandmarksd
 from .validation import check_header
 
+logger = logging.getLogger(__name__)
+
 MOST_NAMED = 5  # files in one error line
 
 
 def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> int:
-    """Check all files that records name; return how many.
+    """Check all files that records name; return how many. Warn of sets whose images have different orientations.
 
     Args:
         records: of :mod:`scripts.training_lists`.
@@ -43,12 +49,13 @@ def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> 
     Raises:
         InputError: naming the files that can't be used, all at once.
     """
-    images = [image for record in records for image in (record, record.get("fixed"), record.get("moving")) if image]
     files: dict[tuple[str, str], tuple[Any, ...]] = {}
-    for image in images:
+    set_of: dict[str, str] = {}
+    for record, image in ((r, i) for r in records for i in (r, r.get("fixed"), r.get("moving")) if i):
         frame = image.get("frame")
         for path in (*image.get("images", {}).values(), *([image["image"]] if "image" in image else [])):
             files["image", str(path)] = (frame,)
+            set_of[str(path)] = str(record.get("set", "images"))
         for key in ("mask", "label"):
             if key in image:
                 files[key, str(image[key])] = (frame,)
@@ -56,19 +63,30 @@ def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> 
             files["landmarks", str(image["landmarks"])] = (image.get("landmark_space", "LPS"),)
     jobs = [(kind, path, *rest) for (kind, path), rest in files.items()]
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) * 4)) as pool:
-        found = list(tqdm(pool.map(_problem, jobs), total=len(jobs), desc="checking files", disable=not progress))
-    problems = [problem for problem in found if problem]
+        found = list(tqdm(pool.map(_look, jobs), total=len(jobs), desc="checking files", disable=not progress))
+    problems = [problem for problem, _ in found if problem]
     if problems:
         more = f" (and {len(problems) - MOST_NAMED} more files)" if len(problems) > MOST_NAMED else ""
         raise InputError(
             f"{len(problems)} of {len(jobs)} files can't be used: {'; '.join(problems[:MOST_NAMED])}{more}"
         )
+    orientations: dict[str, Counter[str]] = {}
+    for (kind, path, _), (_, orientation) in zip(jobs, found, strict=True):
+        if kind == "image":
+            orientations.setdefault(set_of[path], Counter())[orientation] += 1
+    for name, counts in orientations.items():
+        if len(counts) > 1:
+            logger.warning(
+                "data set '%s' mixes orientations (%s): such pairs start flipped against each other; reorient them",
+                *(name, ", ".join(f"{count} {code}" for code, count in counts.most_common())),
+            )
     return len(jobs)
 
 
-def _problem(job: tuple[Any, ...]) -> str | None:
-    """Return what is wrong with a file, or None."""
+def _look(job: tuple[Any, ...]) -> tuple[str | None, str]:
+    """Return what is wrong with a file, or None, and the orientation of an image, such as LPS."""
     kind, path, setting = job
+    orientation = ""
     try:
         if kind == "landmarks":
             if str(setting).lower() != "voxel":
@@ -76,11 +94,19 @@ def _problem(job: tuple[Any, ...]) -> str | None:
             elif not Path(path).read_text(encoding="utf-8").strip():
                 raise InputError(f"landmarks '{path}' is empty")
         else:
-            check_header(kind, path, setting)
+            header = check_header(kind, path, setting)
             check_length(path)
+            # from LPS to the RAS that the letters stand for
+            orientation = "".join(aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ _square(header.direction)))
     except (InputError, OSError, UnicodeDecodeError) as error:
-        return str(error)
-    return None
+        return str(error), orientation
+    return None, orientation
+
+
+def _square(direction: np.ndarray) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = direction[:3, :3]
+    return affine
 
 
 def check_length(path: str) -> None:

@@ -27,29 +27,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .coordinates import extent, identity_grid, jacobian_determinant, resample_grid, sample, shift_with_border
 from .errors import InputError
-from .similarity import gaussian_blur
+from .synthetic_anatomy import MARGIN, PairRandom, column, make_anatomy, tissues
 
 KINDS = ("ct", "mr")
 SMALLEST = 16  # voxels along an axis
-_MARGIN = 0.15  # of the template beyond the field of view on each side, for views that look there
 _SQUARINGS = 6
 _VELOCITY_SIZE = 40  # the velocity has no detail that needs more voxels along an axis
 _LEAST_OVERLAP = 0.45  # of the moving field of view with the fixed one, before the deformation
-# CT tissues on the scale of -1000 to 1000 HU -> 0 to 1: lung, fat, soft tissue, contrast-enhanced, bone
-_CT_TISSUES = ((0.07, 0.20), (0.43, 0.47), (0.50, 0.56), (0.55, 0.65), (0.62, 0.95))
-# how often a structure is made of each of them
-_CT_ODDS = {
-    "filling": (0.0, 0.3, 0.6, 0.1, 0.0),
-    "organ": (0.2, 0.1, 0.35, 0.2, 0.15),
-    "vessel": (0.0, 0.0, 0.3, 0.7, 0.0),
-    "fat": (0.0, 1.0, 0.0, 0.0, 0.0),
-    "bone": (0.0, 0.0, 0.0, 0.0, 1.0),
-}
 
 
 class SyntheticPair(NamedTuple):
@@ -126,20 +114,20 @@ class SyntheticPairs:
         self.deformation, self.affine = (float(deformation[0]), float(deformation[1])), float(affine)
         self.labels, self.landmarks = (int(labels[0]), int(labels[1])), int(landmarks)
         self.corruption, self.device = float(corruption), torch.device(device)
-        self._template = tuple(round((n - 1) * (1 + 2 * _MARGIN)) + 1 for n in self.shape)
+        self._template = tuple(round((n - 1) * (1 + 2 * MARGIN)) + 1 for n in self.shape)
 
     @torch.no_grad()
     def __call__(self, seed: int) -> SyntheticPair:
         """Return the pair with this number."""
-        random = _Random(seed, self.device)
-        label, roles = self._anatomy(random)
+        random = PairRandom(seed, self.device)
+        label, roles = make_anatomy(random, self._template, self.labels)
         scales = ((9, 0.6), (19, 0.6), (37, 0.5))
         texture = torch.cat([weight * random.rough(cells, self._template) for cells, weight in scales]).sum(0)[None]
         moving_kind = fixed_kind = self.kinds[random.integer(0, len(self.kinds))]
-        moving_anatomy = fixed_anatomy = _tissues(moving_kind, random, label, roles, texture)
+        moving_anatomy = fixed_anatomy = tissues(moving_kind, random, label, roles, texture)
         if random.uniform() >= self.same_contrast:
             fixed_kind = self.kinds[random.integer(0, len(self.kinds))]
-            fixed_anatomy = _tissues(fixed_kind, random, label, roles, texture)
+            fixed_anatomy = tissues(fixed_kind, random, label, roles, texture)
 
         grid = identity_grid(self.shape, self.device)
         view_fixed, view_moving = self._views(random)
@@ -148,7 +136,7 @@ class SyntheticPairs:
         to_fixed = torch.linalg.inv(view_fixed) @ view_moving
         # in the template, whose own normalized coordinates begin at its margin
         seen_fixed, seen_moving = (
-            (_apply(view, points) + _MARGIN) / (1 + 2 * _MARGIN)
+            (_apply(view, points) + MARGIN) / (1 + 2 * MARGIN)
             for view, points in ((view_fixed, grid), (view_moving, deformed))
         )
         fixed_label, moving_label = (
@@ -160,58 +148,7 @@ class SyntheticPairs:
         points = self._landmarks(random, moving_label, deformed, to_fixed)
         return SyntheticPair(moving, fixed, moving_label, fixed_label, inverse_ddf, *points)
 
-    def _anatomy(self, random: _Random) -> tuple[Tensor, list[str]]:
-        """Return labels (1, 1, d, h, w) on the template and what each of the labels 1 ... is."""
-        shape = self._template
-        points = identity_grid(shape, self.device) * (1 + 2 * _MARGIN) - _MARGIN - 0.5  # 0 is the center of the view
-        points = points + 0.035 * random.smooth(3, 5, shape)  # nothing is an ideal ellipsoid
-        count = random.integer(self.labels[0], self.labels[1] + 1)
-        in_air = random.uniform() < 0.65  # else the anatomy fills the field, as in a crop
-        along, across = random.integer(0, 3), random.integer(1, 3)
-        radii = random.uniforms(3, 0.34, 0.48)
-        if random.uniform() < 0.5:
-            radii[along] = 3.0  # a trunk or a limb, cut by the field of view
-        body = (points / _column(radii)).abs().pow(random.uniform(2.0, 3.5)).sum(1, keepdim=True)
-
-        # tissues between the organs, as SynthMorph's shapes: where one of several smooth random fields is the largest
-        fillings = min(max(2, count // 3), 6)
-        fields = random.smooth(fillings, random.integer(5, 9), shape)
-        label, largest = torch.ones_like(fields[:, :1]), fields[:, :1]
-        for region in range(1, fillings):  # several times faster than argmax over channels
-            label = torch.where(fields[:, region : region + 1] > largest, float(region + 1), label)
-            largest = torch.maximum(largest, fields[:, region : region + 1])
-        roles = ["filling"] * fillings
-        extras = [e for e in (("vessel", "fat", "bone") if in_air else ("vessel",)) if random.uniform() < 0.75]
-        extras = extras[: (count - fillings) // 2]
-        mirrored = points.clone()
-        middle = (along + across) % 3
-        mirrored[:, middle] = mirrored[:, middle].abs()
-        organs = count - fillings - len(extras)
-        # large organs first, so that small ones lie in them
-        for size in (0.06 * 4.5 ** random.uniforms(organs, 0.0, 1.0)).sort(descending=True).values.tolist():
-            pairwise = random.uniform() < 0.35  # as lungs and kidneys are
-            place = random.uniforms(3, -1.0, 1.0) * radii.clamp(max=0.5) * 0.75
-            if pairwise:
-                place[middle] = place[middle].abs().clamp(min=0.7 * size)
-            shape_matrix = torch.diag(1 / (size * random.uniforms(3, 0.6, 1.5))) @ random.rotation(math.pi)
-            offset = torch.einsum("ij,bjdhw->bidhw", shape_matrix, (mirrored if pairwise else points) - _column(place))
-            label = torch.where(offset.square().sum(1, keepdim=True) < 1, float(len(roles) + 1), label)
-            roles.append("organ")
-        inner = 1.0
-        for extra in extras:
-            if extra == "vessel":  # along the lines where two smooth random fields are zero
-                fields = random.smooth(2, random.integer(4, 7), shape)
-                inside = fields.square().sum(1, keepdim=True) < random.uniform(0.01, 0.04)
-            else:  # shells below the skin; ribs are a shell with gaps
-                outer, inner = inner, inner - random.uniform(0.12, 0.3)
-                inside = (body > inner) & (body <= outer)
-                if extra == "bone" and random.uniform() < 0.6:
-                    inside &= torch.sin(points[:, along : along + 1] * random.uniform(25.0, 60.0)) > 0
-            label = torch.where(inside, float(len(roles) + 1), label)
-            roles.append(extra)
-        return torch.where(body <= 1, label, 0.0) if in_air else label, roles
-
-    def _views(self, random: _Random) -> tuple[Tensor, Tensor]:
+    def _views(self, random: PairRandom) -> tuple[Tensor, Tensor]:
         """Return the affine maps (4, 4) from the fixed and from the moving image to the field of view."""
         probe = identity_grid((8, 8, 8), self.device)
         for _ in range(20):
@@ -221,7 +158,7 @@ class SyntheticPairs:
                 break
         return fixed, moving
 
-    def _view(self, random: _Random) -> Tensor:
+    def _view(self, random: PairRandom) -> Tensor:
         size = 1 + self.affine * random.normal(3).clamp(-2, 2)
         shift = 0.4 * self.affine * random.normal(3).clamp(-2, 2)
         if random.uniform() < self.partial_view:
@@ -234,7 +171,7 @@ class SyntheticPairs:
         view[:3, 3] = 0.5 + shift - 0.5 * view[:3, :3].sum(1)  # about the center
         return view
 
-    def _displacement(self, random: _Random, largest: float) -> Tensor:
+    def _displacement(self, random: PairRandom, largest: float) -> Tensor:
         """Return a displacement (1, 3, D, H, W), normalized, of a map without folds: an integrated velocity."""
         shape = [min(n, _VELOCITY_SIZE) for n in self.shape]
         grid = identity_grid(shape, self.device)
@@ -252,21 +189,22 @@ class SyntheticPairs:
             velocity = velocity * (0.8 if folds else fitting)
         return resample_grid(displacement, self.shape)
 
-    def _corrupt(self, random: _Random, kind: str, image: Tensor) -> Tensor:
+    def _corrupt(self, random: PairRandom, kind: str, image: Tensor) -> Tensor:
         """Return the anatomy (1, 1, D, H, W) as a scanner would show it, (1, D, H, W)."""
         strength = self.corruption
         if strength > 0:
             if kind == "mr":
                 image = image * torch.exp(random.uniform(0.0, 0.3) * strength * random.smooth(1, 3, self.shape))
             image = self._blurred(random, image)
-            noise = strength * random.uniform(0.0, 0.02 if kind == "ct" else 0.05) * random.noise(2, self.shape)
+            level = random.uniform(0.0, 0.02) if kind == "ct" else random.uniform(0.0, 0.05) * _brightness(image)
+            noise = strength * level * random.noise(2, self.shape)
             image = image + noise[:, :1]
             image = image if kind == "ct" else (image.square() + noise[:, 1:].square()).sqrt()
         if kind == "mr":  # as the preprocessing of MR
-            image = image / image.flatten().kthvalue(int(0.99 * image.numel())).values.clamp_min(1e-6)
+            image = image / _brightness(image)
         return image.clamp(0, 1)[0]
 
-    def _blurred(self, random: _Random, image: Tensor) -> Tensor:
+    def _blurred(self, random: PairRandom, image: Tensor) -> Tensor:
         """Blur an image (1, 1, D, H, W) a little along each axis and, at times, as thick slices do along one."""
         widths = [random.uniform(0.0, 0.7) for _ in range(3)]
         if random.uniform() < 0.3:
@@ -281,7 +219,7 @@ class SyntheticPairs:
         return image
 
     def _landmarks(
-        self, random: _Random, moving_label: Tensor, deformed: Tensor, to_fixed: Tensor
+        self, random: PairRandom, moving_label: Tensor, deformed: Tensor, to_fixed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return landmarks in the moving image and their partners in the fixed one, voxels, (N, 3) each."""
         size = extent(deformed)
@@ -296,60 +234,9 @@ class SyntheticPairs:
         return moving_points, fixed_points
 
 
-class _Random:
-    """Random numbers of one pair: small ones are drawn on the CPU, the same on every device."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.device = device
-        self.small = torch.Generator().manual_seed(int(seed))
-        self.large = torch.Generator(device=device).manual_seed(int(seed))
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        return low + (high - low) * float(torch.rand((), generator=self.small))
-
-    def uniforms(self, count: int, low: float, high: float) -> Tensor:
-        return (low + (high - low) * torch.rand(count, generator=self.small)).to(self.device)
-
-    def integer(self, low: int, high: int) -> int:
-        """Return an integer from ``low`` to ``high`` - 1."""
-        return int(torch.randint(low, high, (), generator=self.small))
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.small).to(self.device)
-
-    def noise(self, channels: int, shape: Sequence[int]) -> Tensor:
-        return torch.randn(1, channels, *shape, generator=self.large, device=self.device)
-
-    def rough(self, cells: int, shape: Sequence[int]) -> Tensor:
-        """Return a random field (1, 1, D, H, W), linear within each of ``cells`` cells along an axis."""
-        # cells of fewer than three voxels would not survive the interpolation of the views
-        return resample_grid(self.normal(1, 1, *(min(cells, n // 3) + 1 for n in shape)), shape)
-
-    def smooth(self, channels: int, cells: int, shape: Sequence[int]) -> Tensor:
-        """Return smooth random fields (1, channels, D, H, W) of variance about 1, from ``cells`` cells an axis."""
-        coarse = [min(4 * cells, n) for n in shape]
-        field = resample_grid(self.normal(1, channels, cells + 1, cells + 1, cells + 1), coarse)
-        field = gaussian_blur(F.pad(field, (4,) * 6, mode="replicate"), 1.5)[:, :, 4:-4, 4:-4, 4:-4]
-        return resample_grid(field / field.std().clamp_min(1e-6), shape)
-
-    def rotation(self, size: float) -> Tensor:
-        """Return a rotation (3, 3) by up to ``size`` radians about a random axis."""
-        x, y, z = (F.normalize(self.normal(3).cpu(), dim=0) * self.uniform(-size, size)).tolist()
-        return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])).to(self.device)
-
-
-def _tissues(kind: str, random: _Random, label: Tensor, roles: Sequence[str], texture: Tensor) -> Tensor:
-    """Return the intensities, 0 to about 1, of an anatomy: one value and one strength of the texture a label."""
-    count = len(roles)
-    if kind == "mr":
-        values, gains = random.uniforms(count, 0.05, 1.0), random.uniforms(count, 0.02, 0.12)
-    else:
-        odds = torch.tensor([_CT_ODDS[role] for role in roles])
-        tissue = torch.multinomial(odds, 1, generator=random.small)[:, 0]
-        low, high = torch.tensor(_CT_TISSUES)[tissue].to(random.device).unbind(1)
-        values, gains = low + (high - low) * random.uniforms(count, 0.0, 1.0), random.uniforms(count, 0.01, 0.04)
-    values, gains = (F.pad(row, (1, 0))[label.long()] for row in (values, gains))  # air has neither
-    return values + gains * texture
+def _brightness(image: Tensor) -> Tensor:
+    """Return the 99th percentile of an image."""
+    return image.flatten().kthvalue(int(0.99 * image.numel())).values.clamp_min(1e-6)
 
 
 def _is_inside(points: Tensor) -> Tensor:
@@ -362,10 +249,6 @@ def _longest(vectors: Tensor) -> float:
     return float(vectors.square().sum(1).max().sqrt())
 
 
-def _column(values: Tensor) -> Tensor:
-    return values.view(1, 3, 1, 1, 1)
-
-
 def _apply(matrix: Tensor, points: Tensor) -> Tensor:
     """Apply an affine map (4, 4) to points (1, 3, ...)."""
-    return torch.einsum("ij,bjdhw->bidhw", matrix[:3, :3], points) + _column(matrix[:3, 3])
+    return torch.einsum("ij,bjdhw->bidhw", matrix[:3, :3], points) + column(matrix[:3, 3])

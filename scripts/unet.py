@@ -102,7 +102,7 @@ class UNet(nn.Module):
     @contextmanager
     def _statistics_kept(self) -> Iterator[None]:
         """Do not count a batch twice in the running statistics of the batch norms."""
-        norms = [norm for norm in self.norm if isinstance(norm, nn.BatchNorm3d)]
+        norms = [norm for norm in self.norm if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         counts = [torch.as_tensor(norm.num_batches_tracked).clone() for norm in norms]
         for norm in norms:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,16 @@ def test_a_file_that_was_cut_short_is_named_up_front(tmp_path: Path, records: li
     assert "cut short" in str(error.value)
     assert records[2]["landmarks"] in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_set_that_mixes_orientations_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    straight = [record(write(tmp_path / f"{n}.nii", noise(), direction=np.eye(3))) for n in range(2)]
+    with caplog.at_level(logging.WARNING):
+        check_files(straight, progress=False)
+        assert not caplog.text
+        turned = record(write(tmp_path / "turned.nii", noise(), direction=np.diag([-1.0, 1.0, -1.0])))
+        check_files([*straight, turned], progress=False)
+    assert "data set 's' mixes orientations (2 LPS, 1 RPI)" in caplog.text
 
 
 def test_an_uncompressed_file_that_was_cut_short_is_named(tmp_path: Path) -> None:

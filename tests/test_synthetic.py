@@ -177,6 +177,14 @@ def test_ct_is_on_its_scale() -> None:
     assert max(airs) < 0.01
 
 
+def test_mr_noise_is_relative_to_the_image() -> None:
+    for seed in range(12):
+        clean, noisy = (SyntheticPairs(SHAPE, kinds=("mr",), corruption=c)(seed) for c in (0.0, 1.0))
+        torch.testing.assert_close(clean.fixed.quantile(0.99), torch.tensor(1.0), atol=0.01, rtol=0)
+        air = noisy.fixed[noisy.fixed_label == 0]
+        assert air.numel() == 0 or air.median() < 0.1
+
+
 def test_contrasts_differ_only_where_they_may() -> None:
     def correlation(same_contrast: float) -> float:
         options = {**CLEAN, "same_contrast": same_contrast, "affine": 0.0, "deformation": (0.001, 0.001)}
