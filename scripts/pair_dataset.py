@@ -15,6 +15,7 @@ Caching is MONAI's: ``CacheDataset`` (memory), ``PersistentDataset`` (disk) or `
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
+from .datasets import did_you_mean
 from .errors import InputError
 from .pair_sampling import PAIRS_PER_EPOCH, Draw, build_sets
 from .synthetic import SyntheticPairs
@@ -171,6 +173,11 @@ class PairDataset(TorchDataset):
 
 
 def _generator_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    known = set(inspect.signature(SyntheticPairs).parameters) - {"spatial_shape", "device"}
+    for name in options:
+        if name not in known | {"pairs"}:
+            hint = did_you_mean(name, known)
+            raise InputError(f"synthetic: unknown option '{name}'{hint}; known: pairs, {', '.join(sorted(known))}")
     return {key: value for key, value in options.items() if key != "pairs"}
 
 

@@ -246,6 +246,12 @@ def test_training_without_validation_says_so(tmp_path: Path, capsys: pytest.Capt
     assert "no val_datalist" in capsys.readouterr().out
 
 
+def test_an_unknown_option_of_synthetic_pairs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r".") as error:
+        train(tmp_path / "run", train_datalist=synthetic_list(tmp_path, deformations=[0.1, 0.2]))
+    assert "did you mean 'deformation'" in refused(error)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
