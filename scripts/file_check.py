@@ -16,9 +16,11 @@ gzip notes in the last four bytes), so that thousands of files take seconds.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,11 +137,26 @@ def check_length(path: str) -> None:
         # gzip notes the length of what it holds, modulo 2^32; a file that was cut ends in other bytes
         noted = struct.unpack("<I", tail)[0]
         whole = noted == expected % 2**32 or expected % 2**32 < noted <= expected % 2**32 + 4096
+        if not whole:  # several members, as bgzip and pigz may write: the note is of the last one
+            noted = _unpacked_length(path)
+            whole = noted >= expected
     else:
         noted = Path(path).stat().st_size
         whole = noted >= expected
     if not whole:
         raise InputFileError(
-            f"'{path}' is cut short or damaged: its header announces {expected} bytes, it ends with a note of {noted};"
+            f"'{path}' is cut short or damaged: its header announces {expected} bytes, it holds {max(noted, 0)};"
             " copy or export it again"
         )
+
+
+def _unpacked_length(path: str) -> int:
+    """Return how many bytes a gzip file holds, -1 if it is damaged."""
+    total = 0
+    try:
+        with gzip.open(path) as file:
+            while part := file.read(2**22):
+                total += len(part)
+    except (OSError, EOFError, zlib.error):
+        return -1
+    return total

@@ -55,11 +55,16 @@ def learn2reg_entries(content: Mapping[str, Any], path: Path, split: str) -> lis
         if not pairs:
             raise InputError(f"'{path}' has no registration_val pairs; give another val_datalist")
         return [_pair_entry(pair, named, content, path) for pair in pairs]
-    held_out_images = {image for pair in held_out for image in pair}
-    pairs = [pair for pair in _pairs(content, "training_paired_images", path) if not set(pair) & held_out_images]
+    # by subject: another scan of a held-out patient is held out, too
+    held_out_subjects = {_subject(image) for pair in held_out for image in pair}
+    pairs = [
+        pair
+        for pair in _pairs(content, "training_paired_images", path)
+        if not {_subject(image) for image in pair} & held_out_subjects
+    ]
     if pairs:
         return [_pair_entry(pair, named, content, path) for pair in pairs]
-    images = [image for image in named if image not in held_out_images]
+    images = [image for image in named if _subject(image) not in held_out_subjects]
     if not images:
         raise InputError(f"'{path}' has no training images besides those of {' and '.join(HELD_OUT)}")
     return [{"subject": _subject(image), **_image(image, named, content, path)} for image in images]
@@ -104,7 +109,7 @@ def _pair_entry(
 def _image(image: str, named: Mapping[str, Any], content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     given = named.get(image, {})
     entry: dict[str, Any] = {"image": image, "landmark_space": "voxel"}
-    modality = _modality(image, content)
+    modality = _modality(image, content, path)
     if modality:
         entry["modality"] = modality
     for key, folder in FOLDERS.items():
@@ -119,10 +124,18 @@ def _image(image: str, named: Mapping[str, Any], content: Mapping[str, Any], pat
     return entry
 
 
-def _modality(image: str, content: Mapping[str, Any]) -> str | None:
-    """Return ct or mr by the file's ``modality`` table, or None where it does not tell."""
-    table = content.get("modality") or {}
+def _modality(image: str, content: Mapping[str, Any], path: Path) -> str | None:
+    """Return ct or mr by the file's ``modality`` table, or None where there is no table."""
+    table = {str(key): _known(str(value).lower()) for key, value in (content.get("modality") or {}).items()}
     found = _CASE.fullmatch(stem(image))
-    text = str(table.get(str(int(found.group(2)))) if found and len(table) > 1 else next(iter(table.values()), ""))
-    text = text.lower()
+    number = str(int(found.group(2))) if found else ""
+    if number in table:
+        return table[number]
+    kinds = set(table.values())
+    if len(kinds) > 1:
+        raise InputError(f"'{path}': its modality table has no entry '{number}' for '{image}'; add it")
+    return kinds.pop() if kinds else None
+
+
+def _known(text: str) -> str | None:
     return "mr" if "mr" in text else "ct" if "ct" in text else None

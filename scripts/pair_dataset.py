@@ -92,10 +92,8 @@ class PairDataset(TorchDataset):
         self.seed, self.max_labels = int(seed), int(max_labels)
         self.ends = np.cumsum([pair_set.size for pair_set in self.sets], dtype=int)
         self.has_masks = mask_use == "loss" and any("mask" in record for record in records)
-        self.has_labels = (any("label" in r for r in records) or self._is_synthetic()) and (
-            max_labels > 0 or not self.is_training
-        )
-        self.has_landmarks = any("landmarks" in record for record in records) or self._is_synthetic()
+        self.has_labels = self._any_pair_has("label", records) and (max_labels > 0 or not self.is_training)
+        self.has_landmarks = not self.is_training and self._any_pair_has("landmarks", records)
         self.has_contrasts = any(_several_contrasts(record) for record in data)
         self.generators = {
             pair_set.name: SyntheticPairs(self.shape, device=device, **_generator_options(pair_set.synthetic))
@@ -103,9 +101,18 @@ class PairDataset(TorchDataset):
             if pair_set.synthetic is not None
         }
         self.images = _cached(records, transform, cache, cache_dir, num_workers, progress)
+        if self.has_contrasts and cache != "none":  # else when a pair is made
+            for contrasts in (subject.contrasts for pair_set in self.sets for subject in pair_set.subjects()):
+                _check_same_grid(*(self.images[number] for number in contrasts.values()))
 
-    def _is_synthetic(self) -> bool:
-        return any(pair_set.synthetic is not None for pair_set in self.sets)
+    def _any_pair_has(self, key: str, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether a pair has labels or landmarks, in both images; of random pairs, whether an image has."""
+        if any(pair_set.synthetic is not None for pair_set in self.sets):
+            return True
+        if self.is_training:
+            return any(key in record for record in records)
+        draws = (self.draw(number) for number in range(len(self)))
+        return any(key in records[draw.fixed_anatomy] and key in records[draw.moving_anatomy] for draw in draws)
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -156,7 +163,15 @@ class PairDataset(TorchDataset):
             if "landmarks" in anatomical and not self.is_training:
                 item[f"{side}_landmarks"] = anatomical["landmarks"]
             names.append(image["path"])
-        return item | {"pair": f"{names[1]} to {names[0]}"}
+            _check_same_grid(image, self.images[compared], anatomical)
+        item["pair"] = f"{names[1]} to {names[0]}"
+        counts = [len(item.get(f"{side}_landmarks", ())) for side in ("fixed", "moving")]
+        if 0 not in counts and counts[0] != counts[1]:
+            raise InputError(
+                f"landmarks: the pair {item['pair']} has {counts[1]} and {counts[0]} points; give the same places in"
+                " the same order for both"
+            )
+        return item
 
     def _synthetic(self, draw: Draw) -> dict[str, Any]:
         pair = self.generators[draw.set_name](draw.seed)
@@ -184,6 +199,16 @@ def _generator_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _several_contrasts(record: Mapping[str, Any]) -> bool:
     images = (record, record.get("fixed", {}), record.get("moving", {}))
     return any(len(image.get("images", ())) > 1 for image in images if isinstance(image, Mapping))
+
+
+def _check_same_grid(first: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
+    """Refuse contrasts of a subject that do not lie on one grid: what aligns one would not align the other."""
+    for other in others:
+        if not torch.allclose(first["affine"], other["affine"], rtol=0, atol=0.05):
+            raise InputError(
+                f"'{first['path']}' and '{other['path']}' are contrasts of one subject on different grids; resample"
+                " them to one grid (aligned), or list them as subjects of their own"
+            )
 
 
 def _cached(
@@ -221,7 +246,7 @@ def _some_common_labels(
 ) -> tuple[Tensor, Tensor]:
     """Return both labels with at most ``count`` common ones, drawn at random and renumbered from 1, as uint8."""
     common = np.intersect1d(torch.unique(fixed).numpy(), torch.unique(moving).numpy())
-    common = common[common != 0]
+    common = common[common > 0]
     chosen = np.sort(random.permutation(common)[: min(count, 255)])
     highest = max(int(fixed.max()), int(moving.max()), 0)
     table = torch.zeros(highest + 1, dtype=torch.uint8)

@@ -56,12 +56,17 @@ class EpochSampler(DistributedSampler):
 class SharedSampler(Sampler):
     """Yield each pair number once, shared out over processes without repeats: for validation.
 
+    With fewer pairs than processes all of them take all pairs, which leaves means as they are: a process without any
+    would skip the evaluation, and the others would wait for it forever.
+
     Args:
         dataset: anything with a length, 0 too.
     """
 
     def __init__(self, dataset: Any) -> None:
-        self.numbers = range(idist.get_rank(), len(dataset), idist.get_world_size())
+        processes = idist.get_world_size()
+        is_enough = len(dataset) >= processes
+        self.numbers = range(idist.get_rank(), len(dataset), processes) if is_enough else range(len(dataset))
 
     def __len__(self) -> int:
         return len(self.numbers)

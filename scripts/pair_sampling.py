@@ -102,6 +102,10 @@ class PairSet:
         chains = self.groups if self.is_intra else [[group[0] for group in self.groups]]
         return [(a, b) for chain in chains for a, b in pairwise(chain)]
 
+    def subjects(self) -> list[Subject]:
+        """Return all images, those of pairs among them."""
+        return [subject for group in (*self.groups, *self.pairs) for subject in group]
+
     def draw(self, seed: int, set_number: int, epoch: int, number: int) -> Draw:
         """Return pair ``number`` of an epoch."""
         position = epoch * self.size + number

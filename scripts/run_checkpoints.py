@@ -18,6 +18,7 @@ follows from seed, epoch and number of a pair (:mod:`scripts.pair_sampling`), so
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,7 @@ class SaveBest:
         sign = 1 if figure in HIGHER_IS_BETTER else -1
 
         def score(engine: Engine) -> float:
-            value = float(engine.state.metrics[prefix + figure])
-            return sign * value if value == value else -float("inf")  # NaN is never the best
+            return sign * float(engine.state.metrics[prefix + figure])
 
         self.checkpoint = Checkpoint(
             {"model": network, "key_metric": _Named(figure)},
@@ -86,9 +86,18 @@ class SaveBest:
             n_saved=1,
         )
 
+        self.name = prefix + figure
+
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.checkpoint)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Keep the weights if they are the best so far."""
+        if math.isfinite(float(engine.state.metrics[self.name])):
+            self.checkpoint(engine)
+        else:
+            logger.warning("%s is no number in this validation: %s stays as it is", self.name, BEST)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the best so far."""
@@ -215,15 +224,39 @@ class Resume:
             )
         if saved["trainer"]["iteration"] > length * engine.state.max_epochs:
             raise InputError(f"'{self.path}' is beyond max_epochs {engine.state.max_epochs}; give a larger max_epochs")
+        scheduler = self.objects.get("lr_scheduler")
+        rates = list(scheduler.base_lrs) if scheduler is not None else []
         objects: dict[str, Any] = {**self.objects, "trainer": engine}
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and "scaler" in saved:
             objects["scaler"] = scaler
-        CheckpointLoader(str(self.path), objects, map_location="cpu")(engine)  # type: ignore[arg-type]
+        try:
+            CheckpointLoader(str(self.path), objects, map_location="cpu")(engine)  # type: ignore[arg-type]
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0][:200]
+            raise InputError(
+                f"'{self.path}' is of a run with another network or optimizer ({reason}); resume with the same stage"
+                " and channels, or give another ckpt_dir and start from it with --init_ckpt"
+            ) from error
+        if scheduler is not None:
+            _follow(scheduler, rates)
         done = engine.state.iteration % length
         if self.sampler is not None:
             self.sampler.skip_once(done * self.batch_size)
         logger.info("resumed from %s: epoch %d, iteration %d", self.path, engine.state.epoch, engine.state.iteration)
+
+
+def _follow(scheduler: Any, rates: list[float]) -> None:
+    """Let a resumed schedule go on with the learning rates that are asked for now, not those of the interrupted run."""
+    scheduler.base_lrs = rates
+    for group, rate, factor in zip(scheduler.optimizer.param_groups, rates, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = rate, rate * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+
+
+def is_new_run(ckpt_dir: str) -> bool:
+    """Tell whether a folder holds no run to resume yet."""
+    return not (Path(ckpt_dir) / LAST).exists()
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from .run_checkpoints import is_between_steps, is_last_of_epoch
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MOST_SKIPPED = 20  # steps in a row without a finite gradient, in mixed precision
 
 
 class StopOnSignal:
@@ -95,6 +96,7 @@ class StopOnNonFinite:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self._skipped = 0
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -107,10 +109,13 @@ class StopOnNonFinite:
             raise self._error(engine, f"the loss became {loss}")
 
     def _check_gradients(self, engine: Engine) -> None:
-        if getattr(engine, "scaler", None) is not None:
-            return  # the gradient scaler skips such steps itself
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        if gradients and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
+        if not gradients or math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
+            self._skipped = 0
+            return
+        self._skipped += 1
+        # the gradient scaler of mixed precision skips such a step and lowers its scale, now and then
+        if getattr(engine, "scaler", None) is None or self._skipped > MOST_SKIPPED:
             raise self._error(engine, "the gradient is no longer finite")
 
     def _error(self, engine: Engine, what: str) -> InputError:

@@ -33,10 +33,12 @@ class PrepareTrainingPair(PrepareBatch):
     Args:
         augmentation: randomizable transform of one pair; it is seeded by the pair's ``seed``, so that a resumed run and
             any number of processes do the same.
+        with_labels: hand labels on to the objective.
     """
 
-    def __init__(self, augmentation: Any = None) -> None:
+    def __init__(self, augmentation: Any = None, with_labels: bool = True) -> None:
         self.augmentation = augmentation
+        self.parts = VOLUMES if with_labels else VOLUMES[:-1]
 
     def __call__(
         self,
@@ -46,7 +48,7 @@ class PrepareTrainingPair(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any], tuple[()], dict[str, Any]]:
         """Return (image (B, 2, D, H, W), no targets, (), what else the inferer takes)."""
-        names = [f"{side}_{part}" for side in ("fixed", "moving") for part in VOLUMES]
+        names = [f"{side}_{part}" for side in ("fixed", "moving") for part in self.parts]
         pairs = []
         for index, seed in enumerate(batchdata["seed"].tolist()):
             pair = {

@@ -138,24 +138,28 @@ def mean_figures(names: Sequence[str], without: str = "", prefix: str = "") -> d
     return {prefix + name: MeanFigure(name) for name in names if name != without}
 
 
-def choose_key_metric(name: str, dataset: Any) -> str:
+def choose_key_metric(name: str, dataset: Any, hd95: bool = True) -> str:
     """Return the figure by which the best checkpoint is chosen.
 
     Args:
         name: one of :data:`KEY_METRICS`, or "auto": TRE where a validation pair has landmarks, else Dice where one has
             labels, else the similarity.
         dataset: :class:`scripts.pair_dataset.PairDataset` of the validation.
+        hd95: whether it is computed.
 
     Raises:
         InputError: an unknown name, or no validation pair has what it needs.
     """
     if name not in ("auto", *KEY_METRICS):
         raise InputError(f"key_metric: expected auto or one of {', '.join(KEY_METRICS)}, got '{name}'")
-    available = available_figures(dataset)
+    available = available_figures(dataset, hd95)
     if name == "auto":
         return next(figure for figure in ("tre_mm", "dice", "similarity") if figure in available)
     if name not in available and len(dataset):
-        raise InputError(f"key_metric {name}: no pair of val_datalist has what it needs; use similarity, or add it")
+        raise InputError(
+            f"key_metric {name}: no pair of val_datalist has what it needs in both images, or --hd95 is off; use"
+            " similarity, or add it"
+        )
     return name
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
 
-from scripts.errors import find_input_error
+from scripts.errors import InputError, find_input_error
 from scripts.file_check import check_files
 from scripts.pair_dataset import PairDataset
 from tests.chain import chain as inference_chain
@@ -143,6 +144,45 @@ def test_real_and_synthetic_pairs_mix(bundle_root: Path, records: list[dict[str,
     assert {item["set"] for item in items} == {"s", "made"}
     assert len({frozenset(item) for item in items}) == 1  # one set of entries, so that they make batches
     assert {item["fixed_image"].dtype for item in items} == {torch.float32}
+
+
+def test_the_network_and_the_similarity_see_the_contrasts_that_were_drawn(bundle_root: Path, tmp_path: Path) -> None:
+    records = []
+    for n in range(2):
+        paths = {
+            name: write(tmp_path / f"{n}{name}.nii", noise(seed=10 * n + k)) for k, name in enumerate(("t1", "t2"))
+        }
+        records.append({"set": "s", "subject": str(n), "images": paths, "modalities": dict.fromkeys(paths, "mr")})
+    data = dataset(bundle_root, records, {"cache_dtype": "float32"}, pairs_per_epoch=12)
+    differ = 0
+    for index in range(12, 24):
+        draw, item = data.draw(index), data[index]
+        for side in ("fixed", "moving"):
+            seen, compared = getattr(draw, side), getattr(draw, f"{side}_similarity")
+            assert torch.equal(item[f"{side}_image"], data.images[seen]["image"])
+            assert torch.equal(item[f"{side}_similarity"], data.images[compared]["image"])
+            differ += seen != compared
+    assert differ > 3
+
+
+def test_contrasts_on_different_grids_are_refused(bundle_root: Path, tmp_path: Path) -> None:
+    paths = {"t1": write(tmp_path / "t1.nii", noise()), "t2": write(tmp_path / "t2.nii", noise(), spacing=(1, 1, 1))}
+    other = {"t1": write(tmp_path / "o.nii", noise(seed=3))}
+    records = [
+        {"set": "s", "subject": name, "images": images, "modalities": dict.fromkeys(images, "mr")}
+        for name, images in (("a", paths), ("b", other))
+    ]
+    with pytest.raises(InputError, match="different grids") as error:
+        dataset(bundle_root, records, {})
+    assert paths["t2"] in str(error.value)
+
+
+def test_gzip_files_of_several_members_are_whole(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.nii", noise()))
+    content = path.read_bytes()
+    packed = tmp_path / "b.nii.gz"
+    packed.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:]))
+    assert check_files([record(str(packed))], progress=False) == 1
 
 
 def test_the_cache_on_disk_notices_a_changed_file_and_setting(

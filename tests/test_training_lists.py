@@ -185,6 +185,21 @@ def test_learn2reg_with_two_modalities(tmp_path: Path) -> None:
     assert record["moving"]["modalities"] == {"image": "ct"}
 
 
+def test_learn2reg_holds_out_patients_and_needs_known_modalities(tmp_path: Path) -> None:
+    names = [f"imagesTr/Thorax_{patient:04d}_{scan:04d}.nii.gz" for patient in (1, 2) for scan in (0, 1, 2)]
+    touch(tmp_path, *names)
+    content = {
+        "modality": {"0": "CT", "1": "CBCT", "2": "CBCT"},
+        "training": [{"image": name} for name in names],
+        "registration_val": [{"fixed": names[4], "moving": names[3]}],
+    }
+    path = write(tmp_path / "Thorax_dataset.json", content)
+    assert [record["subject"] for record in load_records(path)] == ["Thorax_0001"] * 3
+    content["modality"] = {"0": "CT", "1": "MR"}
+    with pytest.raises(InputError, match="no entry '2'"):
+        load_records(write(tmp_path / "Thorax_dataset.json", content))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

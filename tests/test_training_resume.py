@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -120,6 +122,7 @@ def test_a_run_is_not_overwritten(tmp_path: Path, lists: dict[str, Any]) -> None
     for options, words in (
         ({}, "--resume True"),
         ({"resume": True, "pairs_per_epoch": 1, "batch_size": 2}, "batches an epoch"),
+        ({"resume": True, "up_channels": [3, 4, 8]}, "another network or optimizer"),
     ):
         with pytest.raises(Exception, match=r".") as error:
             train(tmp_path / "run", **lists, **options)
@@ -139,6 +142,22 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path, lists: dict[str, Any]
     assert_same_state(whole["model"], train(tmp_path / "run", resume=True, **options)["model"])
 
 
+def test_a_resumed_run_follows_the_learning_rate_and_length_that_are_asked_for_now(
+    tmp_path: Path, lists: dict[str, Any]
+) -> None:
+    options = {**lists, "lr_schedule": "cosine"}
+    train(tmp_path / "run", **{**options, "max_epochs": 2})
+    last = train(tmp_path / "run", **{**options, "max_epochs": 4, "learning_rate": 1e-4, "resume": True})
+    rates = scalars(tmp_path / "run", "learning_rate")
+    assert rates == pytest.approx([1e-3, 0.5e-3, 0.5e-4, 1e-4 * 0.5 * (1 + math.cos(0.75 * math.pi))])
+    assert last["lr_scheduler"]["base_lrs"] == [1e-4]
+
+
+def test_a_run_that_asks_to_resume_nothing_validates_its_start(tmp_path: Path, lists: dict[str, Any]) -> None:
+    train(tmp_path / "run", resume=True, max_epochs=1, **lists)
+    assert len(scalars(tmp_path / "run", "val_similarity")) == 2
+
+
 def test_a_damaged_state_is_one_clear_line(tmp_path: Path, lists: dict[str, Any]) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -150,7 +169,12 @@ def test_a_damaged_state_is_one_clear_line(tmp_path: Path, lists: dict[str, Any]
 
 def test_two_processes_do_what_one_does_with_the_same_global_batch(tmp_path: Path, lists: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    options = {**lists, "max_epochs": 3, "dice_weight": 0.5}
+    # fewer validation pairs than processes: none may wait for the other
+    held_out = synthetic_list(tmp_path / "held_out", name="held_out", **{"pairs": 6})
+    content = json.loads(Path(held_out).read_text())
+    content["datasets"][0]["synthetic"]["pairs"] = 1
+    Path(held_out).write_text(json.dumps(content))
+    options = {**lists, "val_datalist": held_out, "max_epochs": 3, "dice_weight": 0.5}
     one = train(tmp_path / "one", accumulation_steps=2, **options)
     two = tmp_path / "two"
     words = command({**options, "ckpt_dir": two}, "multi_gpu_train.yaml")
@@ -174,6 +198,11 @@ def test_two_processes_do_what_one_does_with_the_same_global_batch(tmp_path: Pat
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             torch.testing.assert_close(last["model"][name], value, rtol=1e-3, atol=2e-4, msg=name)
     assert (two / "best.pt").exists()
+    # all processes validate the network that is saved
+    again = train(tmp_path / "again", init_ckpt=str(two / "last.pt"), **{**options, "max_epochs": 1, "stage": 1})
+    assert again
+    figure = scalars(tmp_path / "again", "val_similarity")[0]
+    assert figure == pytest.approx(scalars(two, "val_similarity")[-1], rel=1e-3)
 
 
 def test_a_second_workflow_in_one_process_is_independent(tmp_path: Path, lists: dict[str, Any]) -> None:

@@ -67,10 +67,9 @@ def test_options_have_the_names_that_users_know(bundle_root: Path) -> None:
 
 
 def test_the_published_recipe_is_the_default(bundle_root: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((bundle_root / "configs" / "train.yaml").read_text())
     for stage, epochs in ((1, 800), (2, 200)):
-        workflow = training_workflow(tmp_path / "run", stage=stage, max_epochs=f"$800 if {stage} == 1 else 200")
-        config = yaml.safe_load((bundle_root / "configs" / "train.yaml").read_text())
-        assert config["max_epochs"] == "$800 if @stage == 1 else 200"
+        workflow = training_workflow(tmp_path / "run", stage=stage, max_epochs=config["max_epochs"])
         assert workflow.parser.get_parsed_content("max_epochs") == epochs
         assert len(workflow.parser.get_parsed_content("network_def").unets) == 2 + stage
     assert (config["learning_rate"], config["lambda_gradicon"], config["batch_size"]) == (5e-5, 1.5, 4)
@@ -78,14 +77,15 @@ def test_the_published_recipe_is_the_default(bundle_root: Path, tmp_path: Path) 
 
 def test_a_run_learns_and_leaves_weights_and_logs(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = {"deformation": [0.05, 0.06], "affine": 0.1, "same_contrast": 1.0}
+    options = {"deformation": [0.05, 0.06], "affine": 0.1, "same_contrast": 1.0, "corruption": 0.0, "kinds": ["mr"]}
     path = synthetic_list(tmp_path, pairs=30, **options)
-    last = train(run, train_datalist=path, val_datalist=path, max_epochs=3, stage=1, augment=False)
+    lists = {"train_datalist": path, "val_datalist": path}
+    last = train(run, max_epochs=3, stage=1, augment=False, learning_rate=5e-3, **lists)
 
     assert last["trainer"]["iteration"] == 90
     similarity = scalars(run, "val_similarity")
     assert len(similarity) == 4  # before the first epoch, and after each
-    assert similarity[-1] < 0.97 * similarity[0]
+    assert min(similarity) < 0.9 * similarity[0]
     assert len(scalars(run, "val_tre_mm")) == 4
     terms = ["loss", "similarity", "regularity", "dice", "folding", "transform_magnitude"]
     logged = events(run)
@@ -93,7 +93,7 @@ def test_a_run_learns_and_leaves_weights_and_logs(tmp_path: Path) -> None:
     tags |= {f"val_{figure}" for figure in ("similarity", "regularity", "dice", "tre_mm", "folding_percent")}
     assert tags <= set(logged.Tags()["scalars"])
     assert len(scalars(run, "loss")) == 90
-    assert scalars(run, "learning_rate") == pytest.approx([1e-3] * 3)
+    assert scalars(run, "learning_rate") == pytest.approx([5e-3] * 3)
     assert logged.Tags()["images"] == ["pair_1", "pair_2"]
     assert len(logged.Images("pair_1")) == 4
 
@@ -250,6 +250,33 @@ def test_an_unknown_option_of_synthetic_pairs_is_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r".") as error:
         train(tmp_path / "run", train_datalist=synthetic_list(tmp_path, deformations=[0.1, 0.2]))
     assert "did you mean 'deformation'" in refused(error)
+
+
+def test_best_is_never_chosen_by_a_figure_that_is_missing(tmp_path: Path) -> None:
+    names = [write(tmp_path / f"{n}.nii.gz", noise(seed=n)) for n in range(3)]
+    (tmp_path / "marks.csv").write_text("x,y,z\n-30,14,141\n")
+    (tmp_path / "list.json").write_text(json.dumps([{"image": name} for name in names]))
+    pair = {"fixed": names[0], "moving": names[1], "fixed_landmarks": str(tmp_path / "marks.csv")}
+    (tmp_path / "val.json").write_text(json.dumps([pair]))
+    lists = {"train_datalist": str(tmp_path / "list.json"), "val_datalist": str(tmp_path / "val.json")}
+    train(tmp_path / "run", max_epochs=1, pairs_per_epoch=2, **lists)
+    assert load(tmp_path / "run" / "best.pt")["key_metric"] == {"name": "similarity"}
+    with pytest.raises(Exception, match=r".") as error:
+        train(tmp_path / "other", key_metric="tre_mm", **lists)
+    assert "in both images" in refused(error)
+
+
+def test_landmarks_that_do_not_pair_are_named(tmp_path: Path) -> None:
+    names = [write(tmp_path / f"{n}.nii.gz", noise(seed=n)) for n in range(2)]
+    (tmp_path / "one.csv").write_text("x,y,z\n-30,14,141\n")
+    (tmp_path / "two.csv").write_text("x,y,z\n-30,14,141\n-28,16,150\n")
+    pair = {"fixed": names[0], "moving": names[1]}
+    marks = {"fixed_landmarks": str(tmp_path / "one.csv"), "moving_landmarks": str(tmp_path / "two.csv")}
+    (tmp_path / "val.json").write_text(json.dumps([{**pair, **marks}]))
+    with pytest.raises(Exception, match=r".") as error:
+        train(tmp_path / "run", train_datalist=synthetic_list(tmp_path), val_datalist=str(tmp_path / "val.json"))
+    assert "2 and 1 points" in refused(error)
+    assert names[0] in refused(error)
 
 
 @pytest.mark.parametrize(
