@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,36 @@ class PairNetwork(nn.Module):
         activation_checkpointing: compute each UNet's activations again in the backward pass instead of keeping them:
             less memory, more time, the same result.
         channels_last: keep images and weights with channels as the fastest axis, which tensor cores prefer.
+        freeze_batch_norm: normalize by the weights' running statistics also in training mode, and keep them: what is
+            trained is what registers. With a pair or two in a batch, their own statistics lead to weights that only
+            work with these.
     """
 
-    def __init__(self, network: nn.Module, activation_checkpointing: bool = False, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        activation_checkpointing: bool = False,
+        channels_last: bool = False,
+        freeze_batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.freeze_batch_norm = freeze_batch_norm
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         if channels_last:
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         for module in network.modules():
             if isinstance(module, UNet):
                 module.recomputes = activation_checkpointing
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, frozen batch norms stay in evaluation."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the displacement fields of the forward and of the inverse transform.

@@ -133,6 +133,22 @@ def test_recomputing_and_the_memory_format_give_the_same_step(arguments: dict[st
         assert torch.equal(*gradients)
 
 
+def test_frozen_batch_norms_train_what_registers() -> None:
+    network, batch = random_network(), batch_of(random_pair(SHAPE))
+    image = torch.cat([batch["moving_image"], batch["fixed_image"]], dim=1)
+    with torch.no_grad():
+        registered = PairNetwork(network).eval()(image)
+        trained = PairNetwork(copy.deepcopy(network), freeze_batch_norm=True).train()(image)
+        by_the_pair = PairNetwork(copy.deepcopy(network)).train()(image)
+    assert torch.equal(registered[0][-1], trained[0][-1])
+    assert not torch.allclose(registered[0][-1], by_the_pair[0][-1])
+
+    after = step(network, batch, freeze_batch_norm=True)[1]
+    for name, value in after.network.state_dict().items():
+        kept = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        assert torch.equal(value, network.state_dict()[name]) == kept, name
+
+
 def test_less_is_kept_for_the_backward_pass_with_recomputing() -> None:
     image = torch.cat(random_pair((32, 32, 32)), dim=1)
     kept = []
