@@ -196,11 +196,8 @@ class Resume:
     def __init__(
         self, ckpt_dir: str, resume: bool, objects: Mapping[str, Any], sampler: Any = None, batch_size: int = 1
     ) -> None:
+        check_new_run(ckpt_dir, resume)
         self.path = Path(ckpt_dir) / LAST
-        if self.path.exists() and not resume:
-            raise InputError(
-                f"ckpt_dir '{ckpt_dir}' holds a run ({LAST}); go on with --resume True, or give another ckpt_dir"
-            )
         self.objects, self.sampler, self.batch_size = dict(objects), sampler, int(batch_size)
 
     def attach(self, engine: Engine) -> None:
@@ -257,6 +254,18 @@ def _follow(scheduler: Any, rates: list[float]) -> None:
 def is_new_run(ckpt_dir: str) -> bool:
     """Tell whether a folder holds no run to resume yet."""
     return not (Path(ckpt_dir) / LAST).exists()
+
+
+def check_new_run(ckpt_dir: str | Path, resume: bool) -> None:
+    """Refuse to overwrite the run of a folder.
+
+    Raises:
+        InputError: the folder holds one, and ``resume`` is False.
+    """
+    if not resume and not is_new_run(str(ckpt_dir)):
+        raise InputError(
+            f"ckpt_dir '{ckpt_dir}' holds a run ({LAST}); go on with --resume True, or give another ckpt_dir"
+        )
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from .errors import InputError
 from .file_check import check_files
 from .input_files import check_output_dir
+from .run_checkpoints import check_new_run
 from .training_lists import require_records
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def check_training(
     check_data: bool = True,
     dice_weight: float = 0.0,
     ckpt_dir: Any = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> None:
     """Refuse what can't work, in seconds, before images are loaded.
@@ -40,6 +42,7 @@ def check_training(
         check_data: look at every file.
         dice_weight: of the objective; above 0 it needs labels.
         ckpt_dir: folder of the run.
+        resume: go on with the run there; False refuses to overwrite one.
         progress: show a progress bar.
 
     Raises:
@@ -47,6 +50,7 @@ def check_training(
     """
     require_records(records)
     check_output_dir(ckpt_dir, "ckpt_dir")
+    check_new_run(ckpt_dir, resume)
     if dice_weight > 0 and not any(_has_label(record) for record in records):
         raise InputError(
             "dice_weight is above 0, but no image of train_datalist has a label; add labels, or set it to 0"

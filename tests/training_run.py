@@ -51,9 +51,8 @@ def training_workflow(ckpt_dir: Path, configs: Sequence[str] = ("train.yaml",), 
     workflow = ConfigWorkflow(
         config_file=[str(ROOT / "configs" / name) for name in configs],
         workflow_type="train",
-        bundle_root=str(ROOT),
         ckpt_dir=str(ckpt_dir),
-        **{**SMALL, **options},
+        **{"bundle_root": str(ROOT), **SMALL, **options},
     )
     workflow.initialize()
     return workflow
