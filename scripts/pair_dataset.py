@@ -94,12 +94,13 @@ class PairDataset(TorchDataset):
         self.has_masks = mask_use == "loss" and any("mask" in record for record in records)
         self.has_labels = self._any_pair_has("label", records) and (max_labels > 0 or not self.is_training)
         self.has_landmarks = not self.is_training and self._any_pair_has("landmarks", records)
-        self.has_contrasts = any(_several_contrasts(record) for record in data)
         self.generators = {
             pair_set.name: SyntheticPairs(self.shape, device=device, **_generator_options(pair_set.synthetic))
             for pair_set in self.sets
             if pair_set.synthetic is not None
         }
+        made = any(generator.same_contrast < 1 for generator in self.generators.values())
+        self.has_contrasts = made or any(_several_contrasts(record) for record in data)
         self.images = _cached(records, transform, cache, cache_dir, num_workers, progress)
         if self.has_contrasts and cache != "none":  # else when a pair is made
             for contrasts in (subject.contrasts for pair_set in self.sets for subject in pair_set.subjects()):
@@ -181,6 +182,8 @@ class PairDataset(TorchDataset):
             item[f"{side}_image"] = getattr(pair, side).cpu()
             item[f"{side}_label"] = getattr(pair, f"{side}_label").cpu().to(torch.int32)
             item[f"{side}_affine"] = torch.diag(spacing)
+            if self.has_contrasts:
+                item[f"{side}_similarity"] = getattr(pair, f"{side}_similarity").cpu()
             if not self.is_training:
                 points = getattr(pair, f"{side}_points").cpu().double()
                 item[f"{side}_landmarks"] = points * SYNTHETIC_SPACING_MM

@@ -57,6 +57,10 @@ class SyntheticPair(NamedTuple):
     """(N, 3), voxels (d, h, w): landmarks inside the anatomy."""
     fixed_points: Tensor
     """(N, 3), voxels: their places in the fixed image, inside of its grid."""
+    moving_similarity: Tensor
+    """(1, D, H, W) float32 in [0, 1]: the moving image in a contrast that both images have here."""
+    fixed_similarity: Tensor
+    """Likewise."""
 
 
 class SyntheticPairs:
@@ -125,7 +129,8 @@ class SyntheticPairs:
         texture = torch.cat([weight * random.rough(cells, self._template) for cells, weight in scales]).sum(0)[None]
         moving_kind = fixed_kind = self.kinds[random.integer(0, len(self.kinds))]
         moving_anatomy = fixed_anatomy = tissues(moving_kind, random, label, roles, texture)
-        if random.uniform() >= self.same_contrast:
+        differ = random.uniform() >= self.same_contrast
+        if differ:
             fixed_kind = self.kinds[random.integer(0, len(self.kinds))]
             fixed_anatomy = tissues(fixed_kind, random, label, roles, texture)
 
@@ -146,7 +151,15 @@ class SyntheticPairs:
         moving = self._corrupt(random, moving_kind, sample(moving_anatomy, seen_moving))
         inverse_ddf = ((_apply(to_fixed, deformed) - grid) * extent(grid))[0]
         points = self._landmarks(random, moving_label, deformed, to_fixed)
-        return SyntheticPair(moving, fixed, moving_label, fixed_label, inverse_ddf, *points)
+        moving_similarity, fixed_similarity = moving, fixed
+        if differ:  # one of the two contrasts, of both images
+            if random.uniform() < 0.5:
+                moving_similarity = self._corrupt(random, fixed_kind, sample(fixed_anatomy, seen_moving))
+            else:
+                fixed_similarity = self._corrupt(random, moving_kind, sample(moving_anatomy, seen_fixed))
+        return SyntheticPair(
+            moving, fixed, moving_label, fixed_label, inverse_ddf, *points, moving_similarity, fixed_similarity
+        )
 
     def _views(self, random: PairRandom) -> tuple[Tensor, Tensor]:
         """Return the affine maps (4, 4) from the fixed and from the moving image to the field of view."""

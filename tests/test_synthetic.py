@@ -186,17 +186,29 @@ def test_mr_noise_is_relative_to_the_image() -> None:
 
 
 def test_contrasts_differ_only_where_they_may() -> None:
-    def correlation(same_contrast: float) -> float:
+    def correlation(same_contrast: float, what: str = "") -> float:
         options = {**CLEAN, "same_contrast": same_contrast, "affine": 0.0, "deformation": (0.001, 0.001)}
         values = []
         for seed in range(6):
             pair = SyntheticPairs(SHAPE, **options)(seed)
             inside = (pair.moving_label > 0) & (pair.moving_label == pair.fixed_label)
-            values.append(float(torch.corrcoef(torch.stack([pair.moving[inside], pair.fixed[inside]]))[0, 1]))
+            images = [getattr(pair, side + what)[inside] for side in ("moving", "fixed")]
+            values.append(float(torch.corrcoef(torch.stack(images))[0, 1]))
         return min(values)
 
     assert correlation(1.0) > 0.95
     assert correlation(0.0) < 0.6
+    assert correlation(0.0, "_similarity") > 0.95
+
+
+def test_the_similarity_has_a_contrast_of_the_pair() -> None:
+    whose = set()
+    for seed in range(100, 106):
+        pair = SyntheticPairs(SHAPE, **{**CLEAN, "same_contrast": 0.0})(seed)
+        own = [torch.equal(pair.moving, pair.moving_similarity), torch.equal(pair.fixed, pair.fixed_similarity)]
+        assert sum(own) == 1
+        whose.add(own[0])
+    assert whose == {True, False}
 
 
 @pytest.mark.parametrize(
