@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(PY) -m scripts.summary $(EXAMPLE)/result/report.json
 
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 # two processes of one thread use two cores better than one of two
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
