@@ -10,7 +10,7 @@
 # limitations under the License.
 """Register the development pairs with the bundle's own command and print one table.
 
-    python -m benchmarks.dev_pairs --data FOLDER [--preset fast] [--pairs lung ...] [--motion 25]
+    python -m benchmarks.dev_pairs --data FOLDER [--preset fast] [--pairs lung ...] [--motion 25] [--variant flipped]
 
 Accuracy is read from each report.json; seconds, processor seconds and peak memory are those of the whole process,
 from start to the last file, Python's imports included.
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pairs import add_motion, bundle_options, read_pairs, read_points, write_points
+from benchmarks.pairs import VARIANTS, add_motion, bundle_options, read_pairs, read_points, vary, write_points
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="*", help="names; all by default")
     parser.add_argument("--motion", type=float, help="first warp moving images with landmarks by this many mm at most")
     parser.add_argument("--seed", type=int, default=0, help="of that motion")
+    parser.add_argument("--variant", choices=["backwards", *VARIANTS], help="pose each pair differently")
     arguments, options = parser.parse_known_args()  # what is not known goes to the bundle
     pairs = read_pairs(arguments.data)
     names = arguments.pairs or list(pairs)
@@ -61,6 +62,8 @@ def main() -> None:
             )
             given["moving"] = str(moved_image)
             given["moving_landmarks"] = str(write_points(folder / "input" / "moving_landmarks.csv", moved))
+        if arguments.variant:
+            given = vary(given, arguments.variant, folder / "input")
         rows.append({"pair": name, **run_pair(given, folder / "result", options)})
         print(table_row(rows[-1]), flush=True)
     (arguments.out / "table.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,55 @@ def bundle_options(folder: Path, pair: dict[str, Any], work_dir: Path) -> dict[s
             points = np.concatenate([read_points(folder / name) for name in pair[key]])
             options[key] = str(write_points(work_dir / f"{key}.csv", points))
     return options
+
+
+VARIANTS = {"flipped": ((0, 1, 2), (True, True, True)), "permuted": ((2, 0, 1), (False, False, False))}
+
+
+def vary(options: dict[str, str], variant: str, work_dir: Path) -> dict[str, str]:
+    """Return the options of the same pair, posed differently; the right answer is the same in world space.
+
+    Args:
+        options: of :func:`bundle_options`.
+        variant: "backwards" swaps the images; "flipped" and "permuted" store the voxels of both in another order.
+        work_dir: where changed images go.
+    """
+    if variant == "backwards":
+        other = {"fixed": "moving", "moving": "fixed"}
+        roles = {key: key.partition("_") for key in options}
+        return {other[role] + line + rest: options[key] for key, (role, line, rest) in roles.items()}
+    changed = dict(options)
+    for key in ("fixed", "moving", "fixed_label", "moving_label"):
+        if key in options:
+            changed[key] = str(work_dir / f"{key}.nii.gz")
+            reorder_axes(Path(options[key]), Path(changed[key]), *VARIANTS[variant])
+    return changed
+
+
+def reorder_axes(path: Path, out: Path, order: Sequence[int], flip: Sequence[bool]) -> None:
+    """Write an image with its voxels in another order and every voxel where it was in the world.
+
+    Args:
+        path: image file.
+        out: file to write.
+        order: of the axes (i, j, k), i the fastest.
+        flip: for each axis of ``path``.
+    """
+    image = itk.imread(str(path))
+    size, spacing = np.array(itk.size(image)), np.array(image.GetSpacing())
+    direction, origin = itk.array_from_matrix(image.GetDirection()), np.array(image.GetOrigin())
+    values = itk.array_from_image(image).transpose()  # i, j, k
+    for axis in range(3):
+        if flip[axis]:
+            values = np.flip(values, axis)
+            origin = origin + direction[:, axis] * spacing[axis] * (size[axis] - 1)
+            direction[:, axis] *= -1
+    result = itk.image_from_array(np.ascontiguousarray(values.transpose(order).transpose()))
+    result.SetSpacing(spacing[list(order)].tolist())
+    result.SetOrigin(origin.tolist())
+    result.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction[:, list(order)])))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    itk.imwrite(result, str(out))
 
 
 def read_points(path: Path) -> np.ndarray:
