@@ -25,6 +25,8 @@ from .similarity import gaussian_blur
 MARGIN = 0.15  # of the template beyond the field of view on each side, for views that look there
 # CT tissues on the scale of -1000 to 1000 HU -> 0 to 1: lung, fat, soft tissue, contrast-enhanced, bone
 _CT_TISSUES = ((0.07, 0.20), (0.43, 0.47), (0.50, 0.56), (0.55, 0.65), (0.62, 0.95))
+# strength of their texture: the small vessels and airways of a lung are its texture, the others are nearly even
+_CT_TEXTURES = ((0.03, 0.12), (0.01, 0.04), (0.01, 0.04), (0.01, 0.04), (0.01, 0.04))
 # how often a structure is made of each of them
 _CT_ODDS = {
     "filling": (0.0, 0.3, 0.6, 0.1, 0.0),
@@ -147,7 +149,9 @@ def tissues(kind: str, random: PairRandom, label: Tensor, roles: Sequence[str], 
         odds = torch.tensor([_CT_ODDS[role] for role in roles])
         tissue = torch.multinomial(odds, 1, generator=random.small)[:, 0]
         low, high = torch.tensor(_CT_TISSUES)[tissue].to(random.device).unbind(1)
-        values, gains = low + (high - low) * random.uniforms(count, 0.0, 1.0), random.uniforms(count, 0.01, 0.04)
+        weakest, strongest = torch.tensor(_CT_TEXTURES)[tissue].to(random.device).unbind(1)
+        values = low + (high - low) * random.uniforms(count, 0.0, 1.0)
+        gains = weakest + (strongest - weakest) * random.uniforms(count, 0.0, 1.0)
     values, gains = (F.pad(row, (1, 0))[label.long()] for row in (values, gains))  # air has neither
     return values + gains * texture
 
