@@ -8,11 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A start for the training-free registration: several rough alignments, each refined to an affine one, the best kept.
+"""A start for the field optimization: several rough alignments, each refined to an affine one, the best kept.
 
 Gradients need a start within reach. The candidates are what the file headers and the images themselves offer:
 
-- ``field_of_view``: the moving field of view stretched onto the fixed one (where the network starts, too);
+- ``field_of_view``: the moving field of view stretched onto the fixed one, or ``network``, which starts there, too;
 - ``world``: the coordinates of the file headers;
 - ``center``: the sizes and directions of the headers, the centers of intensity laid onto each other.
 """
@@ -38,6 +38,7 @@ _AFFINE_STEPS = 80
 _AFFINE_LEARNING_RATE = 0.01
 _TRIAL_LEVELS = (Level(16, 60), Level(24, 40))
 _LEAST_OVERLAP = 0.25  # of the fixed field of view
+_NETWORK_HANDICAP = 0.75  # of the network's score: it knows details, another start must be clearly better
 _SAME_START = 0.03  # of the field of view: candidates that agree this well at all corners need one trial only
 
 
@@ -50,7 +51,9 @@ class Start(NamedTuple):
     """The candidate it came from."""
 
 
-def search_start(pair: ImagePair, objective: FieldObjective, learning_rate: float = 0.005) -> Start:
+def search_start(
+    pair: ImagePair, objective: FieldObjective, learning_rate: float = 0.005, network: Tensor | None = None
+) -> Start:
     """Find a forward and an inverse displacement from which gradients reach the right alignment.
 
     Every candidate gets an affine refinement (both directions, the inverse being the matrix inverse) and a coarse
@@ -61,6 +64,8 @@ def search_start(pair: ImagePair, objective: FieldObjective, learning_rate: floa
         pair: the images with their affines.
         objective: of the trial; its similarity also drives the affine refinement.
         learning_rate: of the trial, in normalized units.
+        network: a network's displacement (2, 3, d, h, w), normalized units: stands for the field of view among the
+            candidates and needs no refinement; returned as it is, its trial only serves the comparison.
 
     Returns:
         the start and the name of its candidate.
@@ -69,20 +74,28 @@ def search_start(pair: ImagePair, objective: FieldObjective, learning_rate: floa
     small = pair.shrink((_AFFINE_SIZE,) * 3)
     matrices = _refine_affine(small, torch.stack(list(candidates.values())), objective.similarity)
     grid = identity_grid((8, 8, 8), pair.fixed.device)
-    tried: list[Tensor] = []
-    found: list[tuple[float, Start]] = []
+    different: dict[str, Tensor] = {}
     for name, matrix in zip(candidates, matrices, strict=True):
-        corners = apply_affine(matrix[None], identity_grid((2, 2, 2), pair.fixed.device))
-        if any((corners - other).abs().max() < _SAME_START for other in tried):
-            continue
-        tried.append(corners)
-        both = torch.stack([matrix, torch.linalg.inv(matrix)])
-        start = apply_affine(both, grid) - grid
-        trial = optimize_field(pair, start, objective, _TRIAL_LEVELS, learning_rate=learning_rate)
+        if not any((_corners(matrix) - _corners(other)).abs().max() < _SAME_START for other in different.values()):
+            different[name] = matrix
+    if network is not None and len(different) == 1:
+        return Start(network, "network")
+    found: list[tuple[float, Start]] = []
+    for name, matrix in different.items():
+        by_network = network if name == "field_of_view" else None
+        affine = apply_affine(torch.stack([matrix, torch.linalg.inv(matrix)]), grid) - grid
+        first = affine if by_network is None else by_network
+        trial = optimize_field(pair, first, objective, _TRIAL_LEVELS, learning_rate=learning_rate)
+        start = Start(trial.displacement, name) if by_network is None else Start(by_network, "network")
         score = _score(small, trial.displacement, objective.similarity) + objective.lambda_gradicon * trial.regularity
-        logger.info("start %s: %.4f", name, score)
-        found.append((score, Start(trial.displacement, name)))
+        logger.info("start %s: %.4f", start.name, score)
+        found.append((score if by_network is None else _NETWORK_HANDICAP * score, start))
     return min(found, key=lambda item: item[0])[1]
+
+
+def _corners(matrix: Tensor) -> Tensor:
+    """Return where a (4, 4) matrix takes the corners of the unit cube."""
+    return apply_affine(matrix[None], identity_grid((2, 2, 2), matrix.device))
 
 
 def start_candidates(pair: ImagePair) -> dict[str, Tensor]:

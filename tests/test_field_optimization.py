@@ -142,7 +142,8 @@ def test_shrinking_a_pair_keeps_world_coordinates_of_the_ends() -> None:
     assert small.fixed.shape[2:] == (8, 9, 10)
 
 
-def test_a_start_is_found_where_one_field_of_view_is_half_of_the_other() -> None:
+@pytest.mark.parametrize("network", [None, torch.zeros(2, 3, 6, 6, 6)])  # the second one knows nothing better
+def test_a_start_is_found_where_one_field_of_view_is_half_of_the_other(network: torch.Tensor | None) -> None:
     shape = (48, 48, 48)
     grid = identity_grid(shape)
     centers = torch.rand(12, 3, generator=torch.Generator().manual_seed(3))
@@ -152,12 +153,23 @@ def test_a_start_is_found_where_one_field_of_view_is_half_of_the_other() -> None
     # the last voxel center of both is the same; the header says where the first one is
     pair = ImagePair(moving, resample_grid(half, shape), affine(), torch.diag(torch.tensor([23 / 47, 1, 1, 0.5])) * 2)
     pair.fixed_affine[0, 3] = 48.0
-    start = search_start(pair._replace(fixed_affine=pair.fixed_affine.double()), OBJECTIVE)
+    start = search_start(pair._replace(fixed_affine=pair.fixed_affine.double()), OBJECTIVE, network=network)
+    assert start.name != "network"
     small = identity_grid((8, 8, 8))
     found = small + resample_grid(start.displacement[:1], (8, 8, 8))
     expected = small * torch.tensor([23 / 47, 1, 1]).view(1, 3, 1, 1, 1)
     expected[:, 0] += 24 / 47
     assert (found - expected).norm(dim=1).mean() < 0.1 * (small - expected).norm(dim=1).mean()
+
+
+@pytest.mark.parametrize("origin", [(0.0, 0.0, 0.0), (400.0, 0.0, 0.0), (12.0, 0.0, 0.0)])
+def test_the_network_is_the_start_where_headers_agree_or_are_worse(origin: tuple[float, float, float]) -> None:
+    pair = shifted_pair(0, 4.0)._replace(moving_affine=affine(2.0, origin), fixed_affine=affine(2.0))
+    network = torch.zeros(2, 3, *SHAPE)
+    network[:, 0] = torch.tensor([4.0, -4.0]).view(2, 1, 1, 1) / (SHAPE[0] - 1)
+    start = search_start(pair, OBJECTIVE, network=network)
+    assert start.name == "network"
+    assert start.displacement is network
 
 
 def test_the_center_of_intensity_gives_a_start_where_the_headers_mislead() -> None:
