@@ -8,42 +8,32 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Weights: find the file, read it safely, translate published keys, load it or say what does not fit.
-
-Accepted: a plain state dict of the network here (also inside {"model": ...}, as a checkpoint handler saves it) and the
-published ``Step_1_final.trch`` and ``Step_2_final.trch`` of uniGradICON and multiGradICON, whose keys are translated.
-"""
+"""Weights: find the file, read it safely, translate published keys, load it or say what does not fit."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import shlex
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from scripts.checkpoint_files import first_names, read_checkpoint
 from scripts.errors import InputError, InputFileError
 from scripts.input_files import existing_path, is_absent
 from scripts.network import IdentityNetwork
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILES = {"unigradicon": "models/model.pt", "multigradicon": "models/multigradicon.pt"}
-
-# prefixes of the published step-2 keys, U1 (quarter size) to U4; a step-1 file lacks U4 and the leading "netPhi."
-_PUBLISHED_PREFIXES = (
-    "netPhi.netPhi.net.netPhi.net.net.",
-    "netPhi.netPhi.net.netPsi.net.",
-    "netPhi.netPsi.net.",
-    "netPsi.net.",
-)
-_PUBLISHED_LAYER = re.compile(r"(downConvs|upConvs|batchNorms)\.(\d+)\.(\w+)|lastConv\.(\w+)")
+DEFAULT_MODEL = "default"  # comes with the bundle
+PUBLISHED_FILES = {"unigradicon": "models/model.pt", "multigradicon": "models/multigradicon.pt"}
+MODEL_FILES = {DEFAULT_MODEL: "models/default.pt", **PUBLISHED_FILES}
+CHECKSUMS = "SHA256SUMS"  # beside a file of weights that comes with the bundle, as sha256sum writes it
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -72,6 +62,8 @@ def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: s
     if model not in MODEL_FILES:
         raise InputError(f"model: expected one of none, {', '.join(MODEL_FILES)}, got '{model}'")
     path = Path(bundle_root) / MODEL_FILES[model]
+    if model == DEFAULT_MODEL and not path.is_file():
+        raise InputFileError(f"model: the default weights are not at {path}; restore them with: git checkout {path}")
     if not path.is_file():
         raise InputFileError(
             f"model: the weights of {model} are not at {path}; fetch them with: {download_command(bundle_root)}"
@@ -100,6 +92,22 @@ def _sha256(path: Path, modified: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_sum(path: Path) -> None:
+    """Compare a file with its SHA-256 in the list beside it.
+
+    Raises:
+        InputFileError: they differ, or the file is not listed.
+    """
+    lines = (path.parent / CHECKSUMS).read_text().splitlines() if (path.parent / CHECKSUMS).is_file() else []
+    expected = {name: digest for digest, name in (line.split() for line in lines if line.strip())}.get(path.name)
+    found = describe_weights(path)["sha256"]
+    if expected != found:
+        raise InputFileError(
+            f"weights: {path} is not the file that this version came with (SHA-256 {found},"
+            f" {CHECKSUMS} says {expected}); fetch the repository again, or name your own weights with --ckpt_path"
+        )
+
+
 def load_weights(
     network: Network,
     model: str,
@@ -112,7 +120,7 @@ def load_weights(
     Weights of stage 1 also fit a network of stage 2, whose fourth UNet then starts as the identity.
 
     Args:
-        network: of :func:`scripts.network.create_network`.
+        network: of :func:`scripts.architectures.create_network`.
         model: see :func:`find_weights`, as the next two.
         ckpt_path: likewise.
         bundle_root: likewise.
@@ -126,6 +134,8 @@ def load_weights(
         InputFileError: see :func:`find_weights`, or the file can't be read.
     """
     path = find_weights(model, ckpt_path, bundle_root)
+    if path is not None and not ckpt_path and model == DEFAULT_MODEL:
+        check_sum(path)
     if path is None or isinstance(network, IdentityNetwork):
         logger.info(
             "model none: training-free mode, no network weights are used; the published weights, for model"
@@ -133,9 +143,8 @@ def load_weights(
             download_command(bundle_root),
         )
         return network.to(device).eval()
-    state = translate_keys(read_state_dict(path))
     expected = network.state_dict()
-    state = _complete_stage_1(state, expected)
+    state = _complete_stage_1(read_checkpoint(path).state, expected)  # half precision becomes that of the network
     _check_fit(state, expected, path)
     network.load_state_dict(state)
     facts = describe_weights(path, None if ckpt_path else model)
@@ -167,55 +176,13 @@ def start_weights(
     if is_absent(init_ckpt) and model == "none":
         if required:
             raise InputError(
-                "fine-tuning needs weights to start from: give --init_ckpt FILE, or --model unigradicon (fetched with:"
-                f" {download_command(bundle_root)})"
+                "fine-tuning needs weights to start from: give --init_ckpt FILE, --model default, or --model"
+                f" unigradicon (fetched with: {download_command(bundle_root)})"
             )
         logger.info("training from nothing: the weights are random, the transform is the identity at first")
         return network.to(device)
     path = None if is_absent(init_ckpt) else existing_path("init_ckpt", init_ckpt, Path())
     return load_weights(network, model, path, bundle_root, device)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file with ``weights_only=True``, on the CPU; ``{"model": state_dict}`` is unwrapped."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        reason = str(error).strip().split("\n")[0][:200]
-        raise InputFileError(f"weights: {path} can't be read as a PyTorch checkpoint of tensors ({reason})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = f"keys {_first(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise InputError(f'weights: {path} must hold a state dict of tensors (or {{"model": state dict}}), got {found}')
-    # "module." comes from DistributedDataParallel
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
-
-
-def translate_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a published checkpoint to those of :class:`scripts.network.RegistrationNetwork`.
-
-    Keys that are not of the published form stay as they are.
-    """
-    is_step_2 = any(key.startswith(_PUBLISHED_PREFIXES[0]) for key in state)
-    prefixes = _PUBLISHED_PREFIXES if is_step_2 else tuple(p.removeprefix("netPhi.") for p in _PUBLISHED_PREFIXES[:3])
-    levels = sum(key.startswith(prefixes[0] + "batchNorms.") and key.endswith(".weight") for key in state)
-    return {_translate(key, prefixes, levels): value for key, value in state.items()}
-
-
-def _translate(key: str, prefixes: tuple[str, ...], levels: int) -> str:
-    for n, prefix in enumerate(prefixes):
-        layer = _PUBLISHED_LAYER.fullmatch(key[len(prefix) :]) if key.startswith(prefix) else None
-        if layer is None:
-            continue
-        kind, level, name, last = layer.groups()
-        if last is not None:
-            return f"unets.{n}.last.{last}"
-        if kind == "downConvs":
-            return f"unets.{n}.down.{level}.{name}"
-        # on the way up the published lists begin with the finest level, ours with the coarsest
-        return f"unets.{n}.{'up' if kind == 'upConvs' else 'norm'}.{levels - 1 - int(level)}.{name}"
-    return key
 
 
 def _complete_stage_1(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,8 +199,8 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unexpected:
         raise InputError(
-            f"weights: {path} does not fit this network: {len(missing)} missing keys {_first(missing)},"
-            f" {len(unexpected)} unexpected keys {_first(unexpected)}; check stage, down_channels and up_channels"
+            f"weights: {path} does not fit this network: {len(missing)} missing keys {first_names(missing)},"
+            f" {len(unexpected)} unexpected keys {first_names(unexpected)}; check stage, down_channels and up_channels"
         )
     for key, value in expected.items():
         if state[key].shape != value.shape:
@@ -241,8 +208,3 @@ def _check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
                 f"weights: {path} does not fit this network: {key} has shape {tuple(state[key].shape)},"
                 f" expected {tuple(value.shape)}; check down_channels and up_channels"
             )
-
-
-def _first(names: Any, count: int = 3) -> str:
-    names = list(names)
-    return f"({', '.join(names[:count])}{', ...' if len(names) > count else ''})"

@@ -30,7 +30,7 @@ from scripts.losses import GradICONLoss
 from scripts.network import IdentityNetwork, transform_on_grid
 from scripts.network_optimization import optimize_network
 from scripts.similarity import create_similarity
-from scripts.start_search import search_start
+from scripts.start_search import Start, search_start
 
 OPTIMIZATIONS = ("off", "field", "network")
 
@@ -70,8 +70,9 @@ class RegistrationInferer(Inferer):
     """Register one pair: zero-shot, or with one of two instance optimizations behind the same interface.
 
     - ``off``: the network's transforms as they are;
-    - ``field``: two displacement fields are optimized, from the network's transforms or, without a network, from a
-      start that is searched (:mod:`scripts.field_optimization`, :mod:`scripts.start_search`);
+    - ``field``: two displacement fields are optimized, from the network's transforms, or from another start where the
+      file headers offer a better one, or there is no network (:mod:`scripts.field_optimization`,
+      :mod:`scripts.start_search`);
     - ``network``: all weights are optimized for the pair and restored (:mod:`scripts.network_optimization`).
 
     Args:
@@ -160,11 +161,14 @@ class RegistrationInferer(Inferer):
         if self.optimization == "network":
             forward_ddf, inverse_ddf, terms = self._optimize_network(network, pair)
         else:
-            if isinstance(network, IdentityNetwork):
-                displacement, terms["start"] = search_start(pair, self.field_objective, self.field_learning_rate)
-            else:
-                displacement = _network_displacement(network, inputs)
-                terms["start"] = "network"
+            start = (
+                None if isinstance(network, IdentityNetwork) else Start(_network_displacement(network, pair), "network")
+            )
+            if start is None or self.optimization == "field":
+                start = search_start(
+                    pair, self.field_objective, self.field_learning_rate, None if start is None else start.displacement
+                )
+            displacement, terms["start"] = start
             if self.optimization == "field":
                 result = optimize_field(
                     pair,
@@ -184,6 +188,7 @@ class RegistrationInferer(Inferer):
         return {"forward_ddf": forward_ddf, "inverse_ddf": inverse_ddf, "terms": batched}
 
     def _optimize_network(self, network: nn.Module, pair: ImagePair) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        pair = _at_network_shape(network, pair)
         result = optimize_network(
             network,
             pair.moving,
@@ -213,11 +218,18 @@ class RegistrationInferer(Inferer):
         return {"similarity_before": float(compare(pair.moving)), "similarity_after": float(compare(warped))}
 
 
+def _at_network_shape(network: nn.Module, pair: ImagePair) -> ImagePair:
+    """Return the pair on the grid that the network's weights are made for."""
+    shape = tuple(network.spatial_shape)  # type: ignore[arg-type]
+    return pair if shape == tuple(pair.fixed.shape[2:]) else pair.shrink(shape)
+
+
 @torch.no_grad()
-def _network_displacement(network: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the network's displacements (2, 3, D, H, W), normalized units, forward and inverse."""
+def _network_displacement(network: nn.Module, pair: ImagePair) -> Tensor:
+    """Return the network's displacements (2, 3, D, H, W), normalized units, forward and inverse, on its own grid."""
+    pair = _at_network_shape(network, pair)
     both = []
-    for moving, fixed in ((inputs[:, :1], inputs[:, 1:]), (inputs[:, 1:], inputs[:, :1])):
+    for moving, fixed in ((pair.moving, pair.fixed), (pair.fixed, pair.moving)):
         points = transform_on_grid(network.register(moving, fixed), fixed)  # type: ignore[operator]
         both.append(points - identity_grid_like(points))
     return torch.cat(both)

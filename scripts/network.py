@@ -205,26 +205,3 @@ class IdentityNetwork(nn.Module):
     def register(self, moving: Tensor, fixed: Tensor) -> Transform:
         """Return the identity."""
         return identity_transform
-
-
-def create_network(
-    model: str,
-    ckpt_path: str | None = None,
-    spatial_shape: Sequence[int] = SPATIAL_SHAPE,
-    down_channels: Sequence[int] = DOWN_CHANNELS,
-    up_channels: Sequence[int] = UP_CHANNELS,
-    stage: int = 2,
-) -> RegistrationNetwork | IdentityNetwork:
-    """Return the network for ``model``, without its weights (:func:`scripts.checkpoints.load_weights`).
-
-    Args:
-        model: "none" for the training-free mode, else the name of a set of weights.
-        ckpt_path: own weights; they win over ``model``.
-        spatial_shape: see :class:`RegistrationNetwork`, as are the others.
-        down_channels: likewise.
-        up_channels: likewise.
-        stage: likewise.
-    """
-    if model == "none" and not ckpt_path:
-        return IdentityNetwork()
-    return RegistrationNetwork(spatial_shape, down_channels, up_channels, stage)

@@ -17,6 +17,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .network import RegistrationNetwork
 from .unet import UNet
 
@@ -34,6 +35,8 @@ class PairNetwork(nn.Module):
         freeze_batch_norm: normalize by the weights' running statistics also in training mode, and keep them: what is
             trained is what registers. With a pair or two in a batch, their own statistics lead to weights that only
             work with these.
+        batch_norm_momentum: weight of a batch in the running statistics. Those of a few pairs scatter: the fewer pairs
+            in a batch, the smaller this must be for what registers to be what was trained.
     """
 
     def __init__(
@@ -42,9 +45,12 @@ class PairNetwork(nn.Module):
         activation_checkpointing: bool = False,
         channels_last: bool = False,
         freeze_batch_norm: bool = False,
+        batch_norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         self.network = network
+        if not 0 < batch_norm_momentum <= 1:
+            raise InputError(f"batch_norm_momentum must be in (0, 1], got {batch_norm_momentum}")
         self.freeze_batch_norm = freeze_batch_norm
         self.memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
         if channels_last:
@@ -52,6 +58,8 @@ class PairNetwork(nn.Module):
         for module in network.modules():
             if isinstance(module, UNet):
                 module.recomputes = activation_checkpointing
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = batch_norm_momentum
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, frozen batch norms stay in evaluation."""

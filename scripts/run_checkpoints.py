@@ -79,7 +79,7 @@ class SaveBest:
             return sign * float(engine.state.metrics[prefix + figure])
 
         self.checkpoint = Checkpoint(
-            {"model": network, "key_metric": _Named(figure)},
+            {"model": network, "network": _Facts(facts_of(network)), "key_metric": _Facts({"name": figure})},
             AtomicSaver(ckpt_dir),
             filename_pattern=BEST,
             score_function=score,
@@ -108,14 +108,19 @@ class SaveBest:
         self.checkpoint.load_state_dict({"_saved": [tuple(item) for item in state["saved"]]})
 
 
-class _Named:
-    """A text beside the weights in a checkpoint."""
+class _Facts:
+    """Plain values beside the weights in a checkpoint."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.facts = facts
 
-    def state_dict(self) -> dict[str, str]:
-        return {"name": self.text}
+    def state_dict(self) -> dict[str, Any]:
+        return self.facts
+
+
+def facts_of(network: nn.Module) -> dict[str, Any]:
+    """Return what weights alone do not tell: the shape they are made for."""
+    return {"spatial_shape": [int(n) for n in network.spatial_shape]}  # type: ignore[union-attr]
 
 
 class SaveLast:
@@ -159,6 +164,7 @@ class SaveLast:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters()):
             raise InputError("the weights are no longer finite; the last good state stays. Lower learning_rate")
         state = {name: item.state_dict() for name, item in self.objects.items()}
+        state["network"] = facts_of(self.network)
         state["trainer"] = dict(engine.state_dict())
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:

@@ -22,7 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_inference(output_dir: Path, **options: Any) -> dict[str, Any]:
-    """Run configs/inference.yaml with options; return the report of a single pair, {} for a datalist."""
+    """Run configs/inference.yaml with options, training-free unless ``model`` or ``ckpt_path`` says otherwise.
+
+    Returns:
+        the report of a single pair, {} for a datalist.
+    """
     workflow = ConfigWorkflow(
         config_file=str(ROOT / "configs" / "inference.yaml"),
         workflow_type="inference",
@@ -30,7 +34,7 @@ def run_inference(output_dir: Path, **options: Any) -> dict[str, Any]:
         output_dir=str(output_dir),
         progress=False,
         device="cpu",
-        **options,
+        **{"model": "none", **options},
     )
     workflow.initialize()
     workflow.run()

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.checkpoints import translate_keys
+from scripts.checkpoint_files import translate_keys
 from scripts.network import RegistrationNetwork
 from scripts.similarity import gaussian_blur
 

@@ -22,15 +22,15 @@ import torch
 import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from scripts.checkpoints import MODEL_FILES
+from scripts.checkpoints import PUBLISHED_FILES
 from scripts.network import RegistrationNetwork
 
 SHAPE = [40, 40, 40]
 SMALL = {
     "model": "unigradicon",
     "network_shape": SHAPE,
-    "down_channels": [2, 4, 8, 8],
-    "up_channels": [4, 4, 8],
+    "network_def::down_channels": [2, 4, 8, 8],
+    "network_def::up_channels": [4, 4, 8],
 }
 REQUIRED = [  # by meta_schema_20240725.json, which is not at hand offline
     *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
@@ -45,7 +45,7 @@ def files(bundle_root: Path) -> tuple[str, str]:
 
 @pytest.fixture
 def small_checkpoint(tmp_path: Path) -> tuple[RegistrationNetwork, str]:
-    network = RegistrationNetwork(SHAPE, SMALL["down_channels"], SMALL["up_channels"])  # type: ignore[arg-type]
+    network = RegistrationNetwork(SHAPE, [2, 4, 8, 8], [4, 4, 8])
     for unet in network.unets:
         torch.nn.init.normal_(unet.last.weight, std=0.02)
     torch.save(network.state_dict(), tmp_path / "small.pt")
@@ -130,7 +130,7 @@ def test_onnx_export_gives_the_same(
 
 def test_large_files_lists_both_published_checkpoints(bundle_root: Path) -> None:
     listed = yaml.safe_load((bundle_root / "large_files.yml").read_text())["large_files"]
-    assert {entry["path"] for entry in listed} == set(MODEL_FILES.values())
+    assert {entry["path"] for entry in listed} == set(PUBLISHED_FILES.values())
     assert all(entry["url"].startswith("https://github.com/uncbiag/uniGradICON/releases/") for entry in listed)
 
 

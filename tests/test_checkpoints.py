@@ -21,7 +21,15 @@ import yaml
 from monai.bundle import download_large_files
 from torch import Tensor
 
-from scripts.checkpoints import MODEL_FILES, describe_weights, find_weights, load_weights, translate_keys
+from scripts.checkpoint_files import read_checkpoint, translate_keys
+from scripts.checkpoints import (
+    CHECKSUMS,
+    MODEL_FILES,
+    PUBLISHED_FILES,
+    describe_weights,
+    find_weights,
+    load_weights,
+)
 from scripts.errors import InputError, InputFileError
 from scripts.network import IdentityNetwork, RegistrationNetwork
 from tests.networks import SMALL, published_state, random_network
@@ -135,7 +143,7 @@ def test_a_missing_file_is_named(arguments: tuple[str, ...], message: str, tmp_p
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(InputError, match="expected one of none, unigradicon, multigradicon, got 'voxelmorph'"):
+    with pytest.raises(InputError, match="expected one of none, default, unigradicon, multigradicon, got 'voxelmorph'"):
         find_weights("voxelmorph")
 
 
@@ -182,14 +190,14 @@ def test_the_download_list_matches_the_loader(
     bundle_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = yaml.safe_load((bundle_root / "large_files.yml").read_text())["large_files"]
-    assert [entry["path"] for entry in content] == list(MODEL_FILES.values())
+    assert [entry["path"] for entry in content] == list(PUBLISHED_FILES.values())
     assert all(entry["url"].startswith("https://github.com/uncbiag/uniGradICON/releases/") for entry in content)
     # MONAI's command accepts the list as it is; only the download itself is replaced
     calls: list[dict[str, str]] = []
     monkeypatch.setattr("monai.bundle.scripts.download_url", lambda **call: calls.append(call))
     (tmp_path / "large_files.yml").write_bytes((bundle_root / "large_files.yml").read_bytes())
     download_large_files(bundle_path=str(tmp_path))
-    assert [Path(call["filepath"]) for call in calls] == [tmp_path / name for name in MODEL_FILES.values()]
+    assert [Path(call["filepath"]) for call in calls] == [tmp_path / name for name in PUBLISHED_FILES.values()]
     assert all("hash_val" not in call for call in calls)
 
 
@@ -199,3 +207,45 @@ def test_own_weights_with_a_hash_sign_in_their_path_are_found(tmp_path: Path) ->
     assert find_weights("none", f"{tmp_path}/run::2.pt") == path
     with pytest.raises(InputFileError, match=r"ckpt_path: .* is a folder; give a file"):
         find_weights("none", tmp_path)
+
+
+def default_bundle(folder: Path, network: RegistrationNetwork, digest: str | None = None) -> Path:
+    """Return a bundle whose default weights are those of a network, half precision, listed with their hash."""
+    (folder / "models").mkdir()
+    half = {key: v.half() if v.is_floating_point() else v for key, v in network.state_dict().items()}
+    content = {"model": half, "network": {"spatial_shape": [17, 18, 19]}}
+    path = save(content, folder, MODEL_FILES["default"])
+    digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "models" / CHECKSUMS).write_text(f"{digest}  default.pt\n")
+    return folder
+
+
+def test_the_default_weights_load_from_half_precision_and_tell_their_shape(tmp_path: Path) -> None:
+    source = random_network()
+    bundle = default_bundle(tmp_path, source)
+    network = load_weights(fresh(), "default", bundle_root=bundle)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, source.state_dict()[key], atol=1e-3, rtol=1e-3)
+        assert value.dtype == source.state_dict()[key].dtype
+    assert read_checkpoint(bundle / MODEL_FILES["default"]).spatial_shape == [17, 18, 19]
+
+
+def test_default_weights_that_changed_are_refused(tmp_path: Path) -> None:
+    bundle = default_bundle(tmp_path, random_network(), digest="0" * 64)
+    with pytest.raises(InputFileError, match=r"not the file that this version came with .*SHA256SUMS says 0000"):
+        load_weights(fresh(), "default", bundle_root=bundle)
+    (bundle / "models" / CHECKSUMS).unlink()
+    with pytest.raises(InputFileError, match="SHA256SUMS says None"):
+        load_weights(fresh(), "default", bundle_root=bundle)
+
+
+def test_missing_default_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"default weights are not at .*default\.pt; restore them with: git"):
+        find_weights("default", bundle_root=tmp_path)
+
+
+@pytest.mark.parametrize("shape", [[17, 17], "175", [17.0, 17, 17], {"a": 1}])
+def test_a_shape_that_is_none_is_refused(tmp_path: Path, shape: object) -> None:
+    path = save({"model": random_network().state_dict(), "network": {"spatial_shape": shape}}, tmp_path)
+    with pytest.raises(InputError, match="spatial_shape as three whole numbers"):
+        read_checkpoint(path)

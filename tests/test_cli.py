@@ -71,10 +71,14 @@ def test_the_command_registers_from_another_folder(bundle_root: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (elsewhere / "out").iterdir()} == FILES
     report = json.loads((elsewhere / "out" / "report.json").read_text())
-    assert report["weights"]["name"] == "none"
+    listed = (bundle_root / "models" / "SHA256SUMS").read_text().split()[0]
+    assert report["weights"] == {
+        "name": "default",
+        "path": str(bundle_root / "models" / "default.pt"),
+        "sha256": listed,
+    }
     assert report["similarity"]["after"] < report["similarity"]["before"]
-    assert "training-free" in done.stdout
-    assert "download_large_files" in done.stdout
+    assert f"weights default from {bundle_root / 'models' / 'default.pt'}, SHA-256 {listed}" in done.stdout
     assert {name: Path(path).read_bytes() for name, path in pair.items()} == before
 
 

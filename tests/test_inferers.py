@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 
 from scripts.coordinates import extent, from_ddf, identity_grid_like
 from scripts.errors import InputError
+from scripts.image_pair import ImagePair
 from scripts.inferers import PreparePair, RegistrationInferer
 from scripts.losses import GradICONLoss
 from scripts.network import IdentityNetwork, RegistrationNetwork, transform_on_grid
@@ -43,8 +44,8 @@ def register(network: torch.nn.Module, **options: Any) -> dict[str, Any]:
     return inferer(image_pair(), network, moving_affine=AFFINE, fixed_affine=AFFINE)
 
 
-def small_network() -> RegistrationNetwork:
-    return random_network()
+def small_network(shape: tuple[int, int, int] = SHAPE) -> RegistrationNetwork:
+    return random_network(spatial_shape=shape)
 
 
 def test_without_a_network_the_shift_is_found_in_both_directions() -> None:
@@ -68,6 +69,25 @@ def test_off_returns_the_network_as_it_is() -> None:
     for name, order in (("forward_ddf", (0, 1)), ("inverse_ddf", (1, 0))):
         with torch.no_grad():
             torch.testing.assert_close(found[name], network(image[:, list(order)]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(17, 18, 19), (30, 31, 29)])
+def test_the_network_sees_the_pair_at_the_shape_of_its_weights(shape: tuple[int, int, int]) -> None:
+    network = small_network(shape)
+    torch.manual_seed(0)
+    found = register(network, optimization="off")
+    torch.manual_seed(0)
+    image = image_pair()
+    pair = ImagePair(image[:, :1], image[:, 1:], AFFINE, AFFINE).shrink(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            found["forward_ddf"], network(torch.cat([pair.moving, pair.fixed], dim=1)), atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(
+            found["inverse_ddf"], network(torch.cat([pair.fixed, pair.moving], dim=1)), atol=1e-4, rtol=0
+        )
+    optimized = register(network, optimization="network", steps=1)
+    assert optimized["forward_ddf"].shape == (1, 3, *shape)
 
 
 def test_field_starts_from_the_network_and_lowers_its_objective() -> None:

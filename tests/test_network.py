@@ -24,7 +24,6 @@ from scripts.network import (
     IdentityNetwork,
     RegistrationNetwork,
     apply_displacements,
-    create_network,
     transform_on_grid,
 )
 from tests.networks import SMALL, random_network, random_pair
@@ -129,15 +128,6 @@ def test_the_identity_network_has_the_same_interface() -> None:
     assert network.register(*pair) is identity_transform
     assert torch.equal(transform_on_grid(network.register(*pair), pair[0]), identity_grid((4, 5, 6)))
     assert torch.equal(torch.jit.script(network)(torch.cat(pair, dim=1)), ddf)
-
-
-def test_the_model_chooses_the_network() -> None:
-    assert isinstance(create_network("none"), IdentityNetwork)
-    small = {"spatial_shape": (20, 20, 20), **SMALL}
-    assert isinstance(create_network("none", "own.pt", **small), RegistrationNetwork)
-    network = create_network("unigradicon", stage=1, **small)
-    assert isinstance(network, RegistrationNetwork)
-    assert len(network.unets) == 3
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigWorkflow
 
 from scripts.checkpoints import load_weights
 from scripts.errors import find_input_error
@@ -29,6 +30,7 @@ from tests.chain import noise, write
 from tests.inference import run_inference
 from tests.networks import published_state, random_network
 from tests.training_run import (
+    ROOT,
     SHAPE,
     SMALL,
     assert_same_state,
@@ -113,7 +115,7 @@ def test_inference_takes_what_training_wrote(tmp_path: Path) -> None:
     }
     for checkpoint in ("best.pt", "last.pt"):
         path = str(tmp_path / "run" / checkpoint)
-        report = run_inference(tmp_path / checkpoint, ckpt_path=path, optimization="off", **NETWORK, **pair)
+        report = run_inference(tmp_path / checkpoint, ckpt_path=path, optimization="off", **pair)
         assert report["weights"]["path"] == path
 
 
@@ -144,9 +146,29 @@ def test_finetuning_starts_from_a_published_checkpoint(tmp_path: Path) -> None:
     for key, value in published.state_dict().items():
         torch.testing.assert_close(last["model"][key], value, atol=1e-9, rtol=0)
     with pytest.raises(Exception, match=r".") as error:
-        train(tmp_path / "other", configs, **options)
+        train(tmp_path / "other", configs, model="none", **options)
     assert "--init_ckpt" in refused(error)
     assert "download_large_files" in refused(error)
+
+
+def test_finetuning_takes_shape_and_widths_from_the_weights(tmp_path: Path) -> None:
+    first = train(tmp_path / "first", stage=1, max_epochs=1, network_shape=[21, 22, 20])
+    assert first["network"] == {"spatial_shape": [21, 22, 20]}
+    path = synthetic_list(tmp_path)
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / name) for name in ("train.yaml", "finetune.yaml")],
+        workflow_type="train",
+        bundle_root=str(ROOT),
+        **{"init_ckpt": str(tmp_path / "first" / "best.pt"), "ckpt_dir": str(tmp_path / "second"), "max_epochs": 1},
+        **{"train_datalist": path, "num_workers": 0, "progress": False, "pairs_per_epoch": 2, "device": "cpu"},
+    )
+    workflow.initialize()
+    workflow.run()
+    second = load(tmp_path / "second" / "last.pt")
+    assert second["network"] == first["network"]
+    assert {key: value.shape for key, value in second["model"].items()} == {
+        key: value.shape for key, value in first["model"].items()
+    }
 
 
 def test_voxelmorph_trains_on_the_same_data(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from scripts.augmentation import RandPairAffineNoised, RandPairAxesd
-from scripts.checkpoints import translate_keys
+from scripts.checkpoint_files import translate_keys
+from scripts.errors import InputError
 from scripts.losses import GradICONLoss
 from scripts.network import RegistrationNetwork
 from scripts.pair_network import PairNetwork
@@ -147,6 +148,21 @@ def test_frozen_batch_norms_train_what_registers() -> None:
     for name, value in after.network.state_dict().items():
         kept = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
         assert torch.equal(value, network.state_dict()[name]) == kept, name
+
+
+def test_running_statistics_follow_a_batch_by_the_momentum() -> None:
+    image = torch.cat(random_pair(SHAPE), dim=1)
+    start = random_network()
+    means = {}
+    for momentum in (0.01, 1.0):
+        network = PairNetwork(copy.deepcopy(start), batch_norm_momentum=momentum).train()
+        network.network.displacements(image[:, :1], image[:, 1:])
+        means[momentum] = network.network.unets[0].norm[0].running_mean
+    before = start.unets[0].norm[0].running_mean
+    torch.testing.assert_close(means[0.01], before + 0.01 * (means[1.0] - before), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(means[0.01], before)
+    with pytest.raises(InputError, match=r"batch_norm_momentum must be in \(0, 1\], got 0"):
+        PairNetwork(start, batch_norm_momentum=0)
 
 
 def test_less_is_kept_for_the_backward_pass_with_recomputing() -> None:
