@@ -33,10 +33,11 @@ SHAPE = (20, 22, 24)
 
 
 def chain(bundle_root: Path, **options: Any) -> Compose:
-    """Return the preprocessing of configs/train.yaml."""
+    """Return the preprocessing of configs/train.yaml, as for the published shape, on a small one."""
     parser = ConfigParser()
     parser.read_config(str(bundle_root / "configs" / "train.yaml"))
-    parser.update({"network_shape": list(SHAPE), "bundle_root": str(bundle_root), **options})
+    small = {"network_shape": list(SHAPE), "down_channels": [2, 4, 6, 8], "up_channels": [3, 4, 6]}
+    parser.update({**small, "anti_aliasing": False, "bundle_root": str(bundle_root), **options})
     return parser.get_parsed_content("train::preprocessing")
 
 
@@ -92,6 +93,16 @@ def test_caches_give_the_image_that_inference_sees(
     assert "fixed_label" not in item  # no Dice loss, no labels
     assert "fixed_landmarks" not in item
     assert len(list((tmp_path / "c").glob("*.pt"))) == (3 if cache == "disk" else 0)
+
+
+@pytest.mark.parametrize(("size", "blurred"), [(24, True), (175, False)])
+def test_images_are_blurred_for_grids_coarser_than_the_published_one(
+    bundle_root: Path, size: int, blurred: bool
+) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(bundle_root / "configs" / "train.yaml"))
+    parser.update({"network_shape": [size] * 3, "down_channels": [2, 4, 6, 8], "up_channels": [3, 4, 6]})
+    assert parser.get_parsed_content("anti_aliasing") is blurred
 
 
 def test_validation_pairs_hold_labels_and_landmarks(bundle_root: Path, records: list[dict[str, Any]]) -> None:
