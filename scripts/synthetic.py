@@ -73,7 +73,8 @@ class SyntheticPairs:
         deformation: smallest and largest of the greatest displacements, fractions of the field of view.
         affine: size of random scalings, rotations, shears and shifts of each image, 0 to 0.3.
         partial_view: probability that an image shows only 60 to 100 % of the anatomy along an axis.
-        labels: least and greatest number of structures.
+        labels: least and greatest number of structures, lungs apart.
+        lungs: probability that the anatomy has a large lung, or two, with vessels in it.
         landmarks: of each pair.
         corruption: scales noise, blur and bias field; 0 switches them off.
         device: where pairs are made.
@@ -91,6 +92,7 @@ class SyntheticPairs:
         affine: float = 0.1,
         partial_view: float = 0.3,
         labels: Sequence[int] = (6, 20),
+        lungs: float = 0.0,
         landmarks: int = 64,
         corruption: float = 1.0,
         device: torch.device | str = "cpu",
@@ -101,7 +103,7 @@ class SyntheticPairs:
             raise InputError(f"synthetic: spatial_shape must have three axes of at least {SMALLEST}, got {self.shape}")
         if not self.kinds or not set(self.kinds) <= set(KINDS):
             raise InputError(f"synthetic: kinds must be among {', '.join(KINDS)}, got {list(self.kinds)}")
-        for name, value in (("same_contrast", same_contrast), ("partial_view", partial_view)):
+        for name, value in (("same_contrast", same_contrast), ("partial_view", partial_view), ("lungs", lungs)):
             if not 0 <= value <= 1:
                 raise InputError(f"synthetic: {name} must be a probability from 0 to 1, got {value}")
         if len(deformation) != 2 or not 0 < deformation[0] <= deformation[1] <= 0.25:
@@ -116,6 +118,7 @@ class SyntheticPairs:
             raise InputError(f"synthetic: landmarks must be at least 1, got {landmarks}")
         self.same_contrast, self.partial_view = float(same_contrast), float(partial_view)
         self.deformation, self.affine = (float(deformation[0]), float(deformation[1])), float(affine)
+        self.lungs = float(lungs)
         self.labels, self.landmarks = (int(labels[0]), int(labels[1])), int(landmarks)
         self.corruption, self.device = float(corruption), torch.device(device)
         self._template = tuple(round((n - 1) * (1 + 2 * MARGIN)) + 1 for n in self.shape)
@@ -124,7 +127,7 @@ class SyntheticPairs:
     def __call__(self, seed: int) -> SyntheticPair:
         """Return the pair with this number."""
         random = PairRandom(seed, self.device)
-        label, roles = make_anatomy(random, self._template, self.labels)
+        label, roles = make_anatomy(random, self._template, self.labels, self.lungs)
         scales = ((9, 0.6), (19, 0.6), (37, 0.5))
         texture = torch.cat([weight * random.rough(cells, self._template) for cells, weight in scales]).sum(0)[None]
         moving_kind = fixed_kind = self.kinds[random.integer(0, len(self.kinds))]

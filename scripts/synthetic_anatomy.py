@@ -34,6 +34,8 @@ _CT_ODDS = {
     "vessel": (0.0, 0.0, 0.3, 0.7, 0.0),
     "fat": (0.0, 1.0, 0.0, 0.0, 0.0),
     "bone": (0.0, 0.0, 0.0, 0.0, 1.0),
+    "lung": (1.0, 0.0, 0.0, 0.0, 0.0),
+    "lung vessel": (0.0, 0.0, 0.7, 0.3, 0.0),
 }
 
 
@@ -83,13 +85,16 @@ class PairRandom:
         return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])).to(self.device)
 
 
-def make_anatomy(random: PairRandom, shape: Sequence[int], labels: tuple[int, int]) -> tuple[Tensor, list[str]]:
+def make_anatomy(
+    random: PairRandom, shape: Sequence[int], labels: tuple[int, int], lungs: float = 0.0
+) -> tuple[Tensor, list[str]]:
     """Return a random anatomy: labels (1, 1, d, h, w), 0 is air, and what each of the labels 1 ... is.
 
     Args:
         random: numbers of the pair.
         shape: (d, h, w) of the template, which covers the field of view and :data:`MARGIN` around it.
         labels: least and greatest number of structures.
+        lungs: probability of a large lung, or two, with vessels of their own, which count as two structures more.
     """
     points = identity_grid(shape, random.device) * (1 + 2 * MARGIN) - MARGIN - 0.5  # 0 is the center of the view
     points = points + 0.035 * random.smooth(3, 5, shape)  # nothing is an ideal ellipsoid
@@ -137,7 +142,26 @@ def make_anatomy(random: PairRandom, shape: Sequence[int], labels: tuple[int, in
                 inside &= torch.sin(points[:, along : along + 1] * random.uniform(25.0, 60.0)) > 0
         label = torch.where(inside, float(len(roles) + 1), label)
         roles.append(extra)
+    if lungs > 0 and random.uniform() < lungs:
+        inside = _lung(random, mirrored if random.uniform() < 0.5 else points, middle, along)
+        if in_air:
+            inside &= body <= inner  # below ribs and fat
+        label = torch.where(inside, float(len(roles) + 1), label)
+        fields = random.smooth(2, random.integer(6, 13), shape)
+        inside &= fields.square().sum(1, keepdim=True) < random.uniform(0.02, 0.08)
+        label = torch.where(inside, float(len(roles) + 2), label)
+        roles += ["lung", "lung vessel"]
     return torch.where(body <= 1, label, 0.0) if in_air else label, roles
+
+
+def _lung(random: PairRandom, points: Tensor, middle: int, along: int) -> Tensor:
+    """Return where a lung is: a large ellipsoid on a dome, the diaphragm; two of them where points are mirrored."""
+    radii = random.uniforms(3, 0.28, 0.5)
+    place = random.uniforms(3, -0.12, 0.12)
+    place[middle] = place[middle].abs() + random.uniform(0.0, 0.25)
+    offset = (points - column(place)) / column(radii)
+    dome = offset + column(torch.eye(3)[along].to(points) * random.uniform(0.9, 1.5))
+    return (offset.square().sum(1, keepdim=True) < 1) & (dome.square().sum(1, keepdim=True) > random.uniform(0.3, 0.9))
 
 
 def tissues(kind: str, random: PairRandom, label: Tensor, roles: Sequence[str], texture: Tensor) -> Tensor:
