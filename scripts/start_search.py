@@ -12,7 +12,8 @@
 
 Gradients need a start within reach. The candidates are what the file headers and the images themselves offer:
 
-- ``field_of_view``: the moving field of view stretched onto the fixed one, or ``network``, which starts there, too;
+- ``network``: a network's transform, where there is one;
+- ``field_of_view``: the moving field of view stretched onto the fixed one, where the network starts, too;
 - ``world``: the coordinates of the file headers;
 - ``center``: the sizes and directions of the headers, the centers of intensity laid onto each other.
 """
@@ -37,8 +38,9 @@ _AFFINE_SIZE = 24
 _AFFINE_STEPS = 80
 _AFFINE_LEARNING_RATE = 0.01
 _TRIAL_LEVELS = (Level(16, 60), Level(24, 40))
+_NETWORK_TRIAL_LEVELS = _TRIAL_LEVELS[1:]  # what the coarsest level finds, the network has found
 _LEAST_OVERLAP = 0.25  # of the fixed field of view
-_NETWORK_HANDICAP = 0.75  # of the network's score: it knows details, another start must be clearly better
+_NETWORK_HANDICAP = 0.75  # of the network's score: where headers or centers disagree, they must be clearly better
 _SAME_START = 0.03  # of the field of view: candidates that agree this well at all corners need one trial only
 
 
@@ -64,8 +66,8 @@ def search_start(
         pair: the images with their affines.
         objective: of the trial; its similarity also drives the affine refinement.
         learning_rate: of the trial, in normalized units.
-        network: a network's displacement (2, 3, d, h, w), normalized units: stands for the field of view among the
-            candidates and needs no refinement; returned as it is, its trial only serves the comparison.
+        network: a network's displacement (2, 3, d, h, w), normalized units: one more candidate, which needs no affine
+            refinement.
 
     Returns:
         the start and the name of its candidate.
@@ -78,19 +80,24 @@ def search_start(
     for name, matrix in zip(candidates, matrices, strict=True):
         if not any((_corners(matrix) - _corners(other)).abs().max() < _SAME_START for other in different.values()):
             different[name] = matrix
-    if network is not None and len(different) == 1:
-        return Start(network, "network")
-    found: list[tuple[float, Start]] = []
-    for name, matrix in different.items():
-        by_network = network if name == "field_of_view" else None
-        affine = apply_affine(torch.stack([matrix, torch.linalg.inv(matrix)]), grid) - grid
-        first = affine if by_network is None else by_network
-        trial = optimize_field(pair, first, objective, _TRIAL_LEVELS, learning_rate=learning_rate)
-        start = Start(trial.displacement, name) if by_network is None else Start(by_network, "network")
-        score = _score(small, trial.displacement, objective.similarity) + objective.lambda_gradicon * trial.regularity
-        logger.info("start %s: %.4f", start.name, score)
-        found.append((score if by_network is None else _NETWORK_HANDICAP * score, start))
-    return min(found, key=lambda item: item[0])[1]
+    starts = {
+        name: apply_affine(torch.stack([matrix, torch.linalg.inv(matrix)]), grid) - grid
+        for name, matrix in different.items()
+    }
+    if network is not None:
+        starts["network"] = network
+    scores, found = {}, {}
+    for name, start in starts.items():
+        levels = _NETWORK_TRIAL_LEVELS if name == "network" else _TRIAL_LEVELS
+        trial = optimize_field(pair, start, objective, levels, learning_rate=learning_rate)
+        found[name] = Start(trial.displacement, name)
+        scores[name] = _score(small, trial.displacement, objective.similarity)
+        scores[name] += objective.lambda_gradicon * trial.regularity
+        logger.info("start %s: %.4f", name, scores[name])
+    if network is not None:
+        for name in ("network", "field_of_view"):
+            scores[name] *= _NETWORK_HANDICAP
+    return found[min(scores, key=lambda name: scores[name])]
 
 
 def _corners(matrix: Tensor) -> Tensor:

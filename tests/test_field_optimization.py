@@ -168,8 +168,22 @@ def test_the_network_is_the_start_where_headers_agree_or_are_worse(origin: tuple
     network = torch.zeros(2, 3, *SHAPE)
     network[:, 0] = torch.tensor([4.0, -4.0]).view(2, 1, 1, 1) / (SHAPE[0] - 1)
     start = search_start(pair, OBJECTIVE, network=network)
+    assert start.name in ("network", "field_of_view")  # the same place
+    center = start.displacement[0, 0, 8:-8, 8:-8, 8:-8] * (SHAPE[0] - 1)
+    assert (center.mean() - 4.0).abs() < 0.3
+
+
+def test_the_network_is_the_start_where_it_knows_what_no_gradient_finds() -> None:
+    grid = identity_grid((36, 36, 36))
+    fixed = texture(1, (36, 36, 36)) * torch.exp(-((grid - 0.5) ** 2).sum(1, keepdim=True) / 0.03)
+    moving = fixed.rot90(1, (3, 4))  # a quarter turn
+    turned = torch.stack([grid[:, 0], 1 - grid[:, 2], grid[:, 1]], dim=1)
+    back = torch.stack([grid[:, 0], grid[:, 2], 1 - grid[:, 1]], dim=1)
+    torch.testing.assert_close(sample(moving, turned), fixed, atol=1e-4, rtol=0)
+    pair, network = ImagePair(moving, fixed, affine(), affine()), torch.cat([turned - grid, back - grid])
+    start = search_start(pair, OBJECTIVE, network=network)
     assert start.name == "network"
-    assert start.displacement is network
+    assert (resample_grid(start.displacement, (36, 36, 36)) - network).abs().mean() < 0.01
 
 
 def test_the_center_of_intensity_gives_a_start_where_the_headers_mislead() -> None:
