@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 
 from .atomic import replacing
-from .datasets import IMAGE_SUFFIXES
 from .errors import InputError
+from .input_files import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

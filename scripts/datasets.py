@@ -23,9 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .errors import InputError
-from .input_files import check_output_dir, existing_path, is_absent
-from .landmarks import read_landmark_pair, read_landmarks
+from .input_files import check_output_dir, existing_path, is_absent, stem
+from .landmarks import check_space, read_landmark_pair, read_landmarks
+from .learn2reg import is_learn2reg, learn2reg_entries
 from .validation import check_header
 
 MODALITIES = {"ct": "ct", "mr": "mr", "mri": "mr"}
@@ -34,8 +37,7 @@ MODALITY_KEYS = ("fixed_modality", "moving_modality")
 REGIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
 LANDMARKS = ("fixed_landmarks", "moving_landmarks")
 PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
-CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "frame")
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
+CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", "frame")
 OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
     *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
     *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png"),
@@ -55,19 +57,21 @@ def load_cases(
     moving_label: Any = None,
     fixed_landmarks: Any = None,
     moving_landmarks: Any = None,
+    landmark_space: str = "LPS",
     frame: int | None = None,
+    split: str = "validation",
     required: bool = True,
 ) -> list[dict[str, Any]]:
     """Return the cases to register, all checked as far as that is cheap.
 
     A case holds ``case``, ``case_dir``, ``fixed``, ``moving``, the two modalities ("ct" or "mr"), and those of
-    ``frame``, masks, labels and landmarks that were given.
+    ``frame``, masks, labels and landmarks that were given; ``landmark_space`` where it is not LPS.
 
     Args:
         fixed: image to align to: a file, or a folder with one DICOM series.
         moving: image to be aligned.
         datalist: instead of the pair, a JSON file (list of objects) or a CSV file with a header; names as here plus
-            ``case``; paths relative to the list's folder.
+            ``case``; paths relative to the list's folder. Or Learn2Reg's ``*_dataset.json``.
         output_dir: where results go: directly here for a pair, in ``output_dir/<case>`` for a datalist.
         fixed_modality: ct or mr (mri); for a datalist, of the cases that don't say.
         moving_modality: the same for the moving image.
@@ -77,7 +81,9 @@ def load_cases(
         moving_label: anatomy of the moving image.
         fixed_landmarks: CSV with header x,y,z in world mm.
         moving_landmarks: the same for the moving image.
+        landmark_space: LPS, RAS or voxel; of cases that do not say.
         frame: volume to take of 4-D files, from 0.
+        split: which pairs of a Learn2Reg data set: validation or test.
         required: False returns [] when neither pair nor datalist is given, so that a workflow can be built and
             inspected without data; :func:`require_cases` then refuses to run.
 
@@ -95,6 +101,7 @@ def load_cases(
         "moving_label": moving_label,
         "fixed_landmarks": fixed_landmarks,
         "moving_landmarks": moving_landmarks,
+        "landmark_space": landmark_space,
         "frame": frame,
     }
     given = {key: value for key, value in options.items() if not is_absent(value)}
@@ -110,7 +117,7 @@ def load_cases(
         cases = [_case(given, "", Path())]
         cases[0].update(case=_default_name(cases[0]), case_dir=str(folder))
     else:
-        cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder)
+        cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder, split)
     for case in cases:
         _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ")
     return cases
@@ -122,8 +129,8 @@ def require_cases(cases: list[dict[str, Any]]) -> None:
         load_cases(required=True)
 
 
-def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path) -> list[dict[str, Any]]:
-    rows = read_datalist(path)
+def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path, split: str) -> list[dict[str, Any]]:
+    rows = read_datalist(path, split)
     base = Path(path).resolve().parent
     cases: list[dict[str, Any]] = []
     names: dict[str, int] = {}
@@ -144,8 +151,12 @@ def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path) -> 
     return cases
 
 
-def read_datalist(path: str) -> list[dict[str, Any]]:
+def read_datalist(path: str, split: str = "validation") -> list[dict[str, Any]]:
     """Read the rows of a datalist; empty cells and nulls are left out.
+
+    Args:
+        path: JSON or CSV file.
+        split: which pairs of a Learn2Reg data set.
 
     Raises:
         InputError: not a list of objects, no rows, or a column that is not a case entry.
@@ -156,6 +167,8 @@ def read_datalist(path: str) -> list[dict[str, Any]]:
         text = Path(path).read_text(encoding="utf-8-sig")
         if path.lower().endswith(".json"):
             rows = json.loads(text)
+            if is_learn2reg(rows):
+                rows = learn2reg_entries(rows, Path(path), split)
         else:
             rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
@@ -198,6 +211,8 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
         if modality not in MODALITIES:
             raise InputError(f"{where}{key} '{values[key]}' is unknown; give ct or mr")
         case[key] = MODALITIES[modality]
+    if str(values.get("landmark_space", "LPS")).upper() != "LPS":
+        case["landmark_space"] = check_space(values["landmark_space"])
     if "frame" in values:
         case["frame"] = _frame(values["frame"], where)
     return case
@@ -207,12 +222,13 @@ def _check_case(case: Mapping[str, Any], where: str) -> None:
     for key in (*IMAGES, *REGIONS):
         if key in case:
             check_header(where + key, case[key], case.get("frame"))
+    space, any_affine = case.get("landmark_space", "LPS"), torch.eye(4)
     if all(key in case for key in LANDMARKS):
-        read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"])
+        read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"], space, any_affine, any_affine)
     else:
         for key in LANDMARKS:
             if key in case:
-                read_landmarks(case[key])
+                read_landmarks(case[key], space, any_affine)
     case_dir = Path(case["case_dir"])
     if case_dir.exists() and not case_dir.is_dir():
         raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")
@@ -227,15 +243,6 @@ def _frame(value: Any, where: str) -> int:
     if not text.isdecimal() or isinstance(value, bool):
         raise InputError(f"{where}frame must be a whole number from 0, got '{value}'")
     return int(text)
-
-
-def stem(path: str) -> str:
-    """Return a file's name without its image suffix."""
-    name = Path(path).resolve().name
-    for suffix in IMAGE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def _default_name(case: Mapping[str, Any]) -> str:

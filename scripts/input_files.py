@@ -19,6 +19,17 @@ from typing import Any
 
 from .errors import InputError, InputFileError
 
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
+
+
+def stem(path: str) -> str:
+    """Return a file's name without its image suffix."""
+    name = Path(path).resolve().name
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
 
 def is_absent(value: Any) -> bool:
     """Tell whether an option was left out: nothing, an empty cell, or the word None of a command line."""

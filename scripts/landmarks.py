@@ -11,7 +11,8 @@
 """Landmarks: points of the world in a CSV file, read, carried from one image to the other, and written.
 
 A file has a header line with the columns x, y, z (mm) in any order, and any other columns, which are kept. Its world
-is LPS (ITK, DICOM) or RAS (NIfTI, 3D Slicer's default), named by ``landmark_space``; in memory it is RAS.
+is LPS (ITK, DICOM) or RAS (NIfTI, 3D Slicer's default), named by ``landmark_space``; in memory it is RAS. Space "voxel"
+is that of Learn2Reg's keypoints: lines i,j,k without a header, in voxels of their image.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +31,7 @@ from .atomic import replacing
 from .errors import InputError, InputFileError
 from .transform_io import GridTransform, flip_lps_ras
 
-SPACES = ("LPS", "RAS")
+SPACES = ("LPS", "RAS", "VOXEL")
 AXES = ("x", "y", "z")
 CARRIED = ("warped_x", "warped_y", "warped_z")
 
@@ -48,28 +50,39 @@ class Landmarks:
 
 
 def check_space(landmark_space: str) -> str:
-    """Return "LPS" or "RAS".
+    """Return "LPS", "RAS" or "VOXEL".
 
     Raises:
         InputError: anything else.
     """
     space = str(landmark_space).strip().upper()
     if space not in SPACES:
-        raise InputError(f"landmark_space '{landmark_space}' is unknown; give LPS (ITK, the default) or RAS")
+        raise InputError(
+            f"landmark_space '{landmark_space}' is unknown; give LPS (ITK, the default), RAS, or voxel (Learn2Reg)"
+        )
     return space
 
 
-def read_landmarks(path: str | os.PathLike[str], landmark_space: str = "LPS") -> Landmarks:
+def read_landmarks(
+    path: str | os.PathLike[str], landmark_space: str = "LPS", affine_ras: Tensor | None = None
+) -> Landmarks:
     """Read a landmark file.
 
     Args:
-        path: CSV file with the columns x, y, z in mm.
-        landmark_space: "LPS" or "RAS", the world of the file.
+        path: CSV file with the columns x, y, z in mm; for "voxel", lines i,j,k without a header.
+        landmark_space: "LPS" or "RAS", the world of the file, or "voxel".
+        affine_ras: (4, 4), voxel (i, j, k) of the landmarks' image -> world RAS mm; needed for "voxel".
 
     Raises:
         InputError: unknown space, no such columns, no points, or a coordinate that is not a finite number.
     """
     space = check_space(landmark_space)
+    if space == "VOXEL":
+        if affine_ras is None:
+            raise ValueError("read_landmarks: landmark_space 'voxel' needs the affine of the image")
+        affine = torch.as_tensor(affine_ras, dtype=torch.float64).cpu()
+        voxels = _read_voxels(path)
+        return Landmarks(voxels @ affine[:3, :3].T + affine[:3, 3], tuple({} for _ in voxels))
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, skipinitialspace=True) if any(cell.strip() for cell in row)]
@@ -98,20 +111,36 @@ def read_landmarks(path: str | os.PathLike[str], landmark_space: str = "LPS") ->
 
 
 def read_landmark_pair(
-    fixed_path: str | os.PathLike[str], moving_path: str | os.PathLike[str], landmark_space: str = "LPS"
+    fixed_path: str | os.PathLike[str],
+    moving_path: str | os.PathLike[str],
+    landmark_space: str = "LPS",
+    fixed_affine_ras: Tensor | None = None,
+    moving_affine_ras: Tensor | None = None,
 ) -> tuple[Landmarks, Landmarks]:
-    """Read the same landmarks marked in both images.
+    """Read the same landmarks marked in both images; the affines are needed for space "voxel".
 
     Raises:
         InputError: as :func:`read_landmarks`, or the files differ in their number of points.
     """
-    fixed, moving = read_landmarks(fixed_path, landmark_space), read_landmarks(moving_path, landmark_space)
+    fixed = read_landmarks(fixed_path, landmark_space, fixed_affine_ras)
+    moving = read_landmarks(moving_path, landmark_space, moving_affine_ras)
     if len(fixed.extra) != len(moving.extra):
         raise InputError(
             f"fixed_landmarks '{fixed_path}' has {len(fixed.extra)} points and moving_landmarks '{moving_path}'"
             f" {len(moving.extra)}; give the same landmarks in the same order"
         )
     return fixed, moving
+
+
+def _read_voxels(path: str | os.PathLike[str]) -> Tensor:
+    """Return the points (N, 3), float64, of a file without a header."""
+    try:
+        points = np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise InputError(f"landmarks '{path}' can't be read as lines of three voxel coordinates: {error}") from error
+    if points.shape[1:] != (3,) or not len(points) or not np.isfinite(points).all():
+        raise InputError(f"landmarks '{path}' must have lines of three finite voxel coordinates i,j,k")
+    return torch.from_numpy(points)
 
 
 def _number(text: str, axis: str, number: int, path: str | os.PathLike[str]) -> float:
@@ -138,12 +167,12 @@ def write_warped_landmarks(
         path: the file.
         groups: image name, its landmarks, and the transform that carries them: fixed landmarks by the forward
             transform, moving landmarks by the inverse one.
-        landmark_space: "LPS" or "RAS".
+        landmark_space: "LPS" or "RAS"; "voxel", which belongs to one image only, is written as LPS.
 
     Raises:
         InputError: the file can't be written.
     """
-    space = check_space(landmark_space)
+    space = "RAS" if check_space(landmark_space) == "RAS" else "LPS"
     taken = {"image", *AXES, *CARRIED}
     names = list(dict.fromkeys(name for _, landmarks, _ in groups for name in landmarks.extra[0] if name not in taken))
     text = io.StringIO()

@@ -11,7 +11,8 @@
 """Learn2Reg's ``*_dataset.json``, as the challenge hands it out: its images and pairs as entries of our lists.
 
 Training takes ``training_paired_images`` if there are any, else ``training`` (random pairs); whatever belongs to
-``registration_val`` or ``registration_test`` is left out. Validation takes ``registration_val``. Labels, masks and
+``registration_val`` or ``registration_test`` is left out. Validation takes ``registration_val``, test
+``registration_test``. Labels, masks and
 keypoints that the file does not name are found by the challenge's folders (labelsTr, masksTr, keypointsTr).
 """
 
@@ -23,11 +24,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .datasets import stem
 from .errors import InputError
+from .input_files import stem
 
 FOLDERS = {"label": "labels", "mask": "masks", "landmarks": "keypoints"}
-HELD_OUT = ("registration_val", "registration_test")
+PAIR_LISTS = {"validation": "registration_val", "test": "registration_test"}
+HELD_OUT = tuple(PAIR_LISTS.values())
+SPLITS = ("training", *PAIR_LISTS)
 _CASE = re.compile(r"(.+)_(\d{4})")  # the last number tells the modality (or the time point)
 
 
@@ -42,7 +45,7 @@ def learn2reg_entries(content: Mapping[str, Any], path: Path, split: str) -> lis
     Args:
         content: of the JSON file.
         path: the file.
-        split: "training" or "validation".
+        split: "training", "validation" or "test".
 
     Raises:
         InputError: a part is malformed, or nothing is left to train on or to validate with.
@@ -50,10 +53,12 @@ def learn2reg_entries(content: Mapping[str, Any], path: Path, split: str) -> lis
     named = {_normal(item["image"]): item for item in _list(content, "training", path) if isinstance(item, dict)}
     named |= {_normal(item): {"image": item} for item in _list(content, "training", path) if isinstance(item, str)}
     held_out = [pair for key in HELD_OUT for pair in _pairs(content, key, path)]
-    if split == "validation":
-        pairs = _pairs(content, "registration_val", path)
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got '{split}'")
+    if split != "training":
+        pairs = _pairs(content, PAIR_LISTS[split], path)
         if not pairs:
-            raise InputError(f"'{path}' has no registration_val pairs; give another val_datalist")
+            raise InputError(f"'{path}' has no {PAIR_LISTS[split]} pairs; give another list or split")
         return [_pair_entry(pair, named, content, path) for pair in pairs]
     # by subject: another scan of a held-out patient is held out, too
     held_out_subjects = {_subject(image) for pair in held_out for image in pair}

@@ -98,9 +98,10 @@ class SaveTransformsd(Output):
 
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
         """Write both files."""
-        for name in ("forward_transform", "inverse_transform"):
+        names = [name for name in ("forward_transform", "inverse_transform") if data.get(name) is not None]
+        for name in names:
             write_itk_transform(data[name], folder / f"{name}.h5")
-        return "forward_transform.h5", "inverse_transform.h5"
+        return tuple(f"{name}.h5" for name in names)
 
 
 class SaveDisplacementd(Output):
@@ -138,7 +139,8 @@ class WarpLandmarksd(Output):
 
     Args:
         enabled: False does nothing.
-        landmark_space: "LPS" or "RAS", the world of the landmark files, also of the one written.
+        landmark_space: of cases that do not say: "LPS" or "RAS", the world of the landmark files, also of the one
+            written, or "voxel" (written as LPS).
     """
 
     def __init__(self, enabled: bool = True, landmark_space: str = "LPS") -> None:
@@ -147,15 +149,16 @@ class WarpLandmarksd(Output):
 
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
         """Carry and write, if there are landmarks."""
-        carriers = {"fixed": data["forward_transform"], "moving": data["inverse_transform"]}
+        space = data.get("landmark_space", self.landmark_space)
+        carriers = {"fixed": data["forward_transform"], "moving": data.get("inverse_transform")}
         groups = [
-            (image, read_landmarks(data[f"{image}_landmarks"], self.landmark_space), transform)
+            (image, read_landmarks(data[f"{image}_landmarks"], space, data[image].affine), transform)
             for image, transform in carriers.items()
-            if f"{image}_landmarks" in data
+            if f"{image}_landmarks" in data and transform is not None
         ]
         if not groups:
             return ()
-        write_warped_landmarks(folder / "warped_landmarks.csv", groups, self.landmark_space)
+        write_warped_landmarks(folder / "warped_landmarks.csv", groups, space)
         return ("warped_landmarks.csv",)
 
 

@@ -80,7 +80,7 @@ class AddMetricsd(Transform):
     "Before" is the start of the registration: field of view onto field of view.
 
     Args:
-        landmark_space: "LPS" or "RAS", the world of the landmark files.
+        landmark_space: "LPS" or "RAS", the world of the landmark files, or "voxel"; of cases that do not say.
     """
 
     def __init__(self, landmark_space: str = "LPS") -> None:
@@ -88,12 +88,11 @@ class AddMetricsd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Case:
         """Return the case with metrics."""
-        forward, inverse = data["forward_transform"], data["inverse_transform"]
-        found: dict[str, Any] = {
-            "folding_percent": metrics.folding(forward),
-            "inverse_folding_percent": metrics.folding(inverse),
-            "inconsistency_mm": metrics.inconsistency_mm(forward, inverse),
-        }
+        forward, inverse = data["forward_transform"], data.get("inverse_transform")
+        found: dict[str, Any] = {"folding_percent": metrics.folding(forward)}
+        if inverse is not None:  # not every method that is compared has one
+            found["inverse_folding_percent"] = metrics.folding(inverse)
+            found["inconsistency_mm"] = metrics.inconsistency_mm(forward, inverse)
         if "fixed_label" in data and "moving_label" in data:
             found["dice"] = self._dice(data)
         if "fixed_landmarks" in data and "moving_landmarks" in data:
@@ -114,14 +113,22 @@ class AddMetricsd(Transform):
         return scores
 
     def _tre(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
-        fixed, moving = read_landmark_pair(data["fixed_landmarks"], data["moving_landmarks"], self.landmark_space)
+        fixed, moving = read_landmark_pair(
+            data["fixed_landmarks"],
+            data["moving_landmarks"],
+            data.get("landmark_space", self.landmark_space),
+            plain(data["fixed"].affine),
+            plain(data["moving"].affine),
+        )
         forward = data["forward_transform"]
         errors: dict[str, Any] = {}
         for when, transform in (("before", forward.without_displacement()), ("after", forward)):
             distances = metrics.target_registration_error_mm(transform, fixed.points_ras_mm, moving.points_ras_mm)
             errors[when] = {
                 "mean": float(distances.mean()),
+                "std": float(distances.std(correction=0)),
                 "median": float(np.median(distances.numpy())),
+                "percentile_95": float(np.percentile(distances.numpy(), 95)),
                 "max": float(distances.max()),
                 "per_landmark": [round(value, 4) for value in distances.tolist()],
             }

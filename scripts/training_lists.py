@@ -28,9 +28,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .datasets import CASE_KEYS, MODALITIES, did_you_mean, read_datalist, stem
+from .datasets import CASE_KEYS, MODALITIES, did_you_mean, read_datalist
 from .errors import InputError
-from .input_files import existing_path, is_absent
+from .input_files import existing_path, is_absent, stem
 from .learn2reg import is_learn2reg, learn2reg_entries
 
 PAIRINGS = ("inter_subject", "intra_subject")

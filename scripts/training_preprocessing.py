@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from monai.transforms import Transform
 from torch import Tensor
@@ -44,24 +43,10 @@ class AddLandmarksd(Transform):
         """Return the data with points; ``image`` must still be on its own grid."""
         result = dict(data)
         if "landmarks" in result:
-            space, path = str(result.get("landmark_space", self.landmark_space)), str(result["landmarks"])
-            if space.lower() == "voxel":
-                affine = plain(result["image"].affine).double()
-                points = torch.from_numpy(_read_voxels(path)) @ affine[:3, :3].T + affine[:3, 3]
-            else:
-                points = read_landmarks(path, space).points_ras_mm
-            result["landmarks"] = points
+            space = str(result.get("landmark_space", self.landmark_space))
+            affine = plain(result["image"].affine)
+            result["landmarks"] = read_landmarks(result["landmarks"], space, affine).points_ras_mm
         return result
-
-
-def _read_voxels(path: str) -> np.ndarray:
-    try:
-        points = np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float64)
-    except (OSError, ValueError) as error:
-        raise InputError(f"landmarks '{path}' can't be read as lines of three voxel coordinates: {error}") from error
-    if points.shape[1:] != (3,) or not len(points) or not np.isfinite(points).all():
-        raise InputError(f"landmarks '{path}' must have lines of three finite voxel coordinates i,j,k")
-    return points
 
 
 class PackImaged(Transform):
