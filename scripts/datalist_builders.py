@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 
 from .atomic import replacing
+from .bratsreg import bratsreg_entries
+from .dirlab import convert_dirlab
 from .errors import InputError
 from .input_files import IMAGE_SUFFIXES
 
@@ -85,16 +87,17 @@ LAYOUTS = {
         contrasts=("T1", "T2", "PD"),
     ),
 }
-KINDS = ("folder", *LAYOUTS)
+KINDS = ("folder", *LAYOUTS, "bratsreg", "dirlab")
 
 
-def build_list(kind: str, folder: Path, modality: str | None = None) -> list[Entry]:
+def build_list(kind: str, folder: Path, modality: str | None = None, converted: Path | None = None) -> list[Entry]:
     """Return the entries of a data set, with absolute paths.
 
     Args:
         kind: one of :data:`KINDS`.
         folder: of the data set.
         modality: ct or mr, instead of the kind's; "folder" is MR unless told otherwise.
+        converted: folder for the files that "dirlab" makes of its own ones.
 
     Raises:
         InputError: an unknown kind or modality, no such folder, or nothing in it that fits.
@@ -106,6 +109,12 @@ def build_list(kind: str, folder: Path, modality: str | None = None) -> list[Ent
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise InputError(f"'{folder}' is not a folder; give the one that holds the data set")
+    if kind == "bratsreg":
+        return bratsreg_entries(folder)
+    if kind == "dirlab":
+        if converted is None:
+            raise ValueError("build_list: dirlab needs a folder for the converted files")
+        return convert_dirlab(folder, converted)
     if kind == "folder":
         return _own_folder(folder, modality or "mr")
     layout = LAYOUTS[kind]
@@ -228,7 +237,7 @@ def _pair(fixed: Entry, moving: Entry) -> Entry:
 
 
 def write_list(path: Path, entries: list[Entry]) -> None:
-    """Write entries as JSON, paths relative to the file's folder, pairs without their subject."""
+    """Write entries as JSON, paths relative to the file's folder, pairs without their subject, which lists lack."""
 
     def relative(value: Any) -> Any:
         if isinstance(value, dict):
@@ -254,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of that choice")
     given = parser.parse_args(arguments)
     try:
-        entries = build_list(given.kind, given.folder, given.modality)
+        entries = build_list(given.kind, given.folder, given.modality, given.out.with_suffix(""))
         lists = {given.out: entries}
         if given.val_fraction:
             training, validation = split_list(entries, given.val_fraction, given.seed)
