@@ -24,8 +24,9 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(PY) -m benchmarks.dev_pairs
+	$(PY) -m benchmarks.methods
 
 $(VENV)/.installed: requirements.txt constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -33,9 +34,9 @@ $(VENV)/.installed: requirements.txt constraints.txt
 	$(PIP) -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-reference.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-reference.txt requirements-comparators.txt
 	$(PIP) -r requirements-dev.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-reference.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-reference.txt -r requirements-comparators.txt
 	touch $@
 
 clean:
