@@ -26,28 +26,32 @@ def draw_box_plots(runs: Sequence[Run], path: Path) -> None:
     """Draw the distribution over pairs (over landmarks for TRE, over labels where there is one pair only) as a PNG.
 
     Args:
-        runs: methods on one data set or on several.
+        runs: methods on one data set or on several; a panel for each data set and measure, a box for each method.
         path: the file.
     """
-    names = [name for name in ACCURACY if any(row for run in runs for row in _values(run, name, "after"))]
-    figure = Figure(figsize=(4 + 1.2 * len(runs) * max(1, len(names)), 4.5), layout="constrained")
+    grouped: dict[str, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(run.dataset, []).append(run)
+    panels = [
+        (dataset, name, those)
+        for dataset, those in grouped.items()
+        for name in ACCURACY
+        if any(_values(run, name, "after") for run in those)
+    ]
+    widest = max((len(those) for _, _, those in panels), default=1)
+    figure = Figure(figsize=((1.2 + 0.55 * (widest + 1)) * max(2, len(panels)), 5), layout="constrained")
     FigureCanvasAgg(figure)
-    if not names:
+    if not panels:
         figure.text(0.5, 0.5, "no labels and no landmarks: nothing to draw", ha="center")
-    for number, name in enumerate(names):
+    for number, (dataset, name, those) in enumerate(panels, start=1):
         title, scale = ACCURACY[name]
-        axes = figure.add_subplot(1, len(names), number + 1)
-        boxes, ticks = [], []
-        for place, run in enumerate(runs):
-            label = run.method if len({r.dataset for r in runs}) == 1 else f"{run.method}\n{run.dataset}"
-            if place == 0 or run.dataset != runs[place - 1].dataset:
-                boxes.append([scale * value for value in _values(run, name, "before")])
-                ticks.append("start")
-            boxes.append([scale * value for value in _values(run, name, "after")])
-            ticks.append(label.replace(" (", "\n("))
-        axes.boxplot(boxes, tick_labels=ticks, showmeans=True)
+        axes = figure.add_subplot(1, len(panels), number)
+        boxes = [_values(those[0], name, "before"), *(_values(run, name, "after") for run in those)]
+        axes.boxplot([[scale * value for value in values] for values in boxes], showmeans=True)
+        ticks = ["start", *(run.method.replace(" (", "\n(").replace(": ", ":\n") for run in those)]
+        axes.set_xticks(range(1, len(ticks) + 1), ticks, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_title(dataset)
         axes.set_ylabel(title)
-        axes.tick_params(axis="x", labelrotation=60)
         axes.grid(axis="y", alpha=0.3)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -12,12 +12,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import itk
 import numpy as np
 import pytest
 
+from benchmarks.methods import write_lists
 from benchmarks.pairs import VARIANTS, reorder_axes, vary
 
 
@@ -47,6 +49,21 @@ def test_every_voxel_stays_where_it_was(image_file: Path, tmp_path: Path, varian
         assert after.GetPixel(other) == before.GetPixel(at)
         moved += list(other) != at
     assert moved > 0.9 * np.prod(shape)
+
+
+def test_one_list_for_each_anatomy(tmp_path: Path) -> None:
+    pairs: dict[str, dict[str, object]] = {
+        "brain_1": {"fixed": "a.nii", "moving": "b.nii", "fixed_label": "c.nii", "moving_label": "d.nii"},
+        "brain_2": {"fixed": "b.nii", "moving": "a.nii"},
+        "lung": {"fixed": "e.nii", "moving": "f.nii", "fixed_modality": "ct"},
+    }
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    lists = write_lists(tmp_path, tmp_path / "lists")
+    cases = {anatomy: json.loads(path.read_text()) for anatomy, path in lists.items()}
+    assert [case["case"] for case in cases["brain"]] == ["brain_1", "brain_2"]
+    assert cases["brain"][0]["moving_label"] == str(tmp_path / "d.nii")
+    (lung,) = cases["lung"]
+    assert (lung["case"], lung["fixed_modality"]) == ("lung", "ct")
 
 
 def test_backwards_swaps_all_that_belongs_to_an_image(tmp_path: Path) -> None:

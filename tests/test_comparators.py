@@ -63,7 +63,9 @@ def test_the_identity_is_the_start(tmp_path: Path) -> None:
 
 def test_the_reference_package_gives_what_the_bundle_gives_with_its_weights(tmp_path: Path) -> None:
     pytest.importorskip("unigradicon", reason="the reference package unigradicon is not installed")
-    weights = published_state(random_network(down_channels=DOWN_CHANNELS, up_channels=UP_CHANNELS, spatial_shape=(33, 33, 33)))
+    weights = published_state(
+        random_network(down_channels=DOWN_CHANNELS, up_channels=UP_CHANNELS, spatial_shape=(33, 33, 33))
+    )
     torch.save(weights, tmp_path / "Step_2_final.trch")
     pair = write_known_pair(tmp_path / "pair")
     options = {"ckpt_path": str(tmp_path / "Step_2_final.trch"), "optimization": "off", "network_shape": [33, 33, 33]}

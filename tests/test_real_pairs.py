@@ -19,6 +19,22 @@ import pytest
 
 from benchmarks.pairs import bundle_options
 from tests.inference import run_inference
+from tests.known_pair import evaluate
+
+
+@pytest.mark.parametrize(
+    ("name", "measure", "start"),
+    [("lung", "tre_mm", 8.13), ("brain_1000_1001", "dice", 0.317), ("liver_dataset23_cyc_1_4", "tre_mm", 7.68)],
+)
+def test_the_evaluation_of_the_start_gives_its_known_figures(
+    real_data: Path, tmp_path: Path, name: str, measure: str, start: float
+) -> None:
+    pair = json.loads((real_data / "pairs.json").read_text())[name]
+    options = bundle_options(real_data, pair, tmp_path)
+    summary = evaluate(tmp_path / "out", method="identity", surface_distances=False, **options)
+    (row,) = summary["pairs"]
+    assert row[f"{measure}_after"] == pytest.approx(start, rel=2e-3)
+    assert row[f"{measure}_before"] == pytest.approx(row[f"{measure}_after"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

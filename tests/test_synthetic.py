@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from scripts.coordinates import extent, identity_grid, jacobian_determinant, sample
 from scripts.errors import InputError
 from scripts.synthetic import SyntheticPair, SyntheticPairs
+from scripts.synthetic_anatomy import PairRandom, make_anatomy, tissues
 
 SHAPE = (32, 36, 40)
 CLEAN: dict[str, Any] = {"same_contrast": 1.0, "corruption": 0.0, "partial_view": 0.0, "kinds": ("mr",)}
@@ -177,6 +178,22 @@ def test_ct_is_on_its_scale() -> None:
     assert max(airs) < 0.01
 
 
+def test_a_lung_is_large_dark_and_has_vessels_of_its_own() -> None:
+    shape, shares = (40, 40, 40), []
+    for seed in range(6):
+        random = PairRandom(seed, torch.device("cpu"))
+        label, roles = make_anatomy(random, shape, (6, 10), lungs=1.0)
+        values = tissues("ct", random, label, roles, torch.zeros(1, 1, *shape))
+        assert roles[-2:] == ["lung", "lung vessel"]
+        lung, vessels = label == len(roles) - 1, label == len(roles)
+        assert values[lung].max() <= 0.2 < 0.5 <= values[vessels].min()
+        shares.append(float((lung | vessels).float().mean()))
+        assert 0.02 < vessels.sum() / (lung | vessels).sum() < 0.3
+    assert min(shares) > 0.02
+    assert sum(share > 0.08 for share in shares) >= 4
+    assert all("lung" not in make_anatomy(PairRandom(n, torch.device("cpu")), shape, (6, 10))[1] for n in range(3))
+
+
 def test_mr_noise_is_relative_to_the_image() -> None:
     for seed in range(12):
         clean, noisy = (SyntheticPairs(SHAPE, kinds=("mr",), corruption=c)(seed) for c in (0.0, 1.0))
@@ -218,6 +235,7 @@ def test_the_similarity_has_a_contrast_of_the_pair() -> None:
         {"kinds": ("pet",)},
         {"same_contrast": 1.2},
         {"partial_view": -0.1},
+        {"lungs": 1.5},
         {"deformation": (0.2, 0.1)},
         {"deformation": (-0.1, 0.1)},
         {"labels": (1, 4)},
