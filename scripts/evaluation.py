@@ -25,7 +25,7 @@ from .errors import InputError
 from .evaluation_plots import draw_box_plots
 from .evaluation_tables import Run, read_run, run_of_reports, write_tables
 from .input_files import is_absent
-from .report import input_paths, reset_peak_memory, strict, write_report
+from .report import input_paths, reset_peak_memory, strict, versions, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def remaining_cases(
     rank: int = 0,
     processes: int = 1,
 ) -> list[Case]:
-    """Return the cases of this process that have no report with the same inputs, settings and weights yet.
+    """Return the cases of this process that have no report with the same inputs, settings, weights and version yet.
 
     Args:
         cases: of :func:`scripts.datasets.load_cases`.
@@ -78,13 +78,14 @@ def is_done(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any])
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    expected = strict({"inputs": input_paths(case), "settings": settings, "sha256": weights.get("sha256")})
+    expected = {"inputs": input_paths(case), "settings": settings, "sha256": weights.get("sha256")}
     known = {
         "inputs": report.get("inputs"),
         "settings": report.get("settings"),
         "sha256": report.get("weights", {}).get("sha256"),
+        "bundle": report.get("versions", {}).get("bundle"),
     }
-    return bool(known == expected)
+    return bool(known == strict({**expected, "bundle": versions()["bundle"]}))
 
 
 class MeasurePeakMemory:

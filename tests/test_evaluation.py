@@ -25,6 +25,7 @@ import yaml
 
 from scripts.errors import InputError
 from scripts.evaluation import is_done, remaining_cases, require_data
+from scripts.report import versions
 from tests.known_pair import QUICK, ROOT, evaluate, write_known_pair
 
 FILES = ("summary.json", "pairs.csv", "labels.csv", "landmarks.csv", "table.md", "table.tex", "box_plots.png")
@@ -113,7 +114,8 @@ def test_cases_are_dealt_out_and_known_by_inputs_settings_and_weights(tmp_path: 
     shares = [remaining_cases(cases, {}, {}, True, rank, 2) for rank in (0, 1)]
     assert [[case["case"] for case in share] for share in shares] == [["c0", "c2", "c4"], ["c1", "c3"]]
     (tmp_path / "c0").mkdir()
-    report = {"inputs": {"fixed": "f0", "moving": "m"}, "settings": {"a": [1, 2]}, "weights": {"sha256": "x"}}
+    report: dict[str, Any] = {"inputs": {"fixed": "f0", "moving": "m"}, "settings": {"a": [1, 2]}}
+    report |= {"weights": {"sha256": "x"}, "versions": versions()}
     (tmp_path / "c0" / "report.json").write_text(json.dumps(report))
     assert is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
     assert not is_done(cases[0], {"a": (1, 3)}, {"sha256": "x"})
@@ -121,6 +123,8 @@ def test_cases_are_dealt_out_and_known_by_inputs_settings_and_weights(tmp_path: 
     assert not is_done({**cases[0], "fixed": "other"}, {"a": (1, 2)}, {"sha256": "x"})
     assert remaining_cases(cases[:1], {"a": (1, 2)}, {"sha256": "x"}) == []
     assert remaining_cases(cases[:1], {"a": (1, 2)}, {"sha256": "x"}, resume=False) == cases[:1]
+    (tmp_path / "c0" / "report.json").write_text(json.dumps({**report, "versions": {"bundle": "0.0.1"}}))
+    assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
     (tmp_path / "c0" / "report.json").write_text("{")  # half a file counts as none
     assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
 

@@ -190,7 +190,7 @@ def test_a_lung_is_large_dark_and_has_vessels_of_its_own() -> None:
         shares.append(float((lung | vessels).float().mean()))
         assert 0.005 < vessels.sum() / (lung | vessels).sum() < 0.3
     assert min(shares) > 0.02
-    assert sum(share > 0.08 for share in shares) >= 4
+    assert sum(share > 0.08 for share in shares) >= 3
     assert all("lung" not in make_anatomy(PairRandom(n, torch.device("cpu")), shape, (6, 10))[1] for n in range(3))
 
 
