@@ -86,17 +86,20 @@ def search_start(
     }
     if network is not None:
         starts["network"] = network
-    scores, found = {}, {}
+    scores, similarities, found = {}, {}, {}
     for name, start in starts.items():
         levels = _NETWORK_TRIAL_LEVELS if name == "network" else _TRIAL_LEVELS
         trial = optimize_field(pair, start, objective, levels, learning_rate=learning_rate)
         found[name] = Start(trial.displacement, name)
-        scores[name] = _score(small, trial.displacement, objective.similarity)
-        scores[name] += objective.lambda_gradicon * trial.regularity
-        logger.info("start %s: %.4f", name, scores[name])
+        similarities[name] = _score(small, trial.displacement, objective.similarity)
+        scores[name] = similarities[name] + objective.lambda_gradicon * trial.regularity
+        logger.info("start %s: similarity %.4f, with regularity %.4f", name, similarities[name], scores[name])
     if network is not None:
-        for name in ("network", "field_of_view"):
-            scores[name] *= _NETWORK_HANDICAP
+        # both start at the field of view; a network's two fields become inverses of each other in the steps to come
+        same = ("network", "field_of_view")
+        left_out = max(same, key=lambda name: similarities[name])
+        kept = next(name for name in same if name != left_out)
+        scores[kept] = _NETWORK_HANDICAP * min(scores[kept], scores.pop(left_out))
     return found[min(scores, key=lambda name: scores[name])]
 
 
