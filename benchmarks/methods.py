@@ -8,11 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The bundle beside other methods on the development pairs: one table, by configs/evaluate.yaml for all of them.
+"""The bundle beside other methods on the development pairs: tables, by configs/evaluate.yaml for all of them.
 
     python -m benchmarks.methods --data FOLDER [--methods syn bundle_fast ...] [--out output/methods]
 
-Runs that are done are left out, so that a stopped table goes on where it was.
+Pairs that are done are left out, so that a stopped table goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from benchmarks.pairs import bundle_options, read_pairs
 from scripts.evaluation_plots import draw_box_plots
-from scripts.evaluation_tables import read_run, write_tables
+from scripts.evaluation_tables import markdown, read_run, summary_table, write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS: dict[str, list[str]] = {
@@ -55,7 +55,8 @@ def main() -> None:
     write_tables(runs, given.out)
     draw_box_plots(runs, given.out / "box_plots.png")
     print(f"measured on: {', '.join(sorted({run.machine for run in runs}))}")
-    print((given.out / "table.md").read_text(), end="")
+    for anatomy in lists:
+        print(f"\n{anatomy}\n\n{markdown(*summary_table([run for run in runs if run.dataset == anatomy]))}", end="")
 
 
 def write_lists(data: Path, folder: Path) -> dict[str, Path]:
