@@ -97,7 +97,7 @@ def build_list(kind: str, folder: Path, modality: str | None = None, converted: 
         kind: one of :data:`KINDS`.
         folder: of the data set.
         modality: ct or mr, instead of the kind's; "folder" is MR unless told otherwise.
-        converted: folder for the files that "dirlab" makes of its own ones.
+        converted: folder for the files that "dirlab" makes of its own ones; beside the data set's by default.
 
     Raises:
         InputError: an unknown kind or modality, no such folder, or nothing in it that fits.
@@ -112,9 +112,7 @@ def build_list(kind: str, folder: Path, modality: str | None = None, converted: 
     if kind == "bratsreg":
         return bratsreg_entries(folder)
     if kind == "dirlab":
-        if converted is None:
-            raise ValueError("build_list: dirlab needs a folder for the converted files")
-        return convert_dirlab(folder, converted)
+        return convert_dirlab(folder, converted or folder.with_name(f"{folder.name}_converted"))
     if kind == "folder":
         return _own_folder(folder, modality or "mr")
     layout = LAYOUTS[kind]

@@ -29,11 +29,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from .errors import InputError, InputFileError
-from .training_preprocessing import AddLandmarksd
+from .landmarks import read_landmarks
 from .validation import check_header
 
 logger = logging.getLogger(__name__)
@@ -91,10 +92,7 @@ def _look(job: tuple[Any, ...]) -> tuple[str | None, str]:
     orientation = ""
     try:
         if kind == "landmarks":
-            if str(setting).lower() != "voxel":
-                AddLandmarksd()({"landmarks": path, "landmark_space": setting})
-            elif not Path(path).read_text(encoding="utf-8").strip():
-                raise InputError(f"landmarks '{path}' is empty")
+            read_landmarks(path, str(setting), torch.eye(4))
         else:
             header = check_header(kind, path, setting)
             check_length(path)

@@ -64,18 +64,20 @@ def test_the_identity_is_the_start(tmp_path: Path) -> None:
 def test_the_reference_package_gives_what_the_bundle_gives_with_its_weights(tmp_path: Path) -> None:
     pytest.importorskip("unigradicon", reason="the reference package unigradicon is not installed")
     weights = published_state(
-        random_network(down_channels=DOWN_CHANNELS, up_channels=UP_CHANNELS, spatial_shape=(33, 33, 33))
+        random_network(down_channels=DOWN_CHANNELS, up_channels=UP_CHANNELS, spatial_shape=(65, 65, 65))
     )
     torch.save(weights, tmp_path / "Step_2_final.trch")
     pair = write_known_pair(tmp_path / "pair")
-    options = {"ckpt_path": str(tmp_path / "Step_2_final.trch"), "optimization": "off", "network_shape": [33, 33, 33]}
+    options = {"ckpt_path": str(tmp_path / "Step_2_final.trch"), "optimization": "off", "network_shape": [65, 65, 65]}
     found = [
         evaluate(tmp_path / method, method=method, **pair, **LIGHT, **options)["pairs"][0]
         for method in ("bundle", "unigradicon")
     ]
-    assert abs(found[0]["tre_mm_after"] - found[0]["tre_mm_before"]) > 0.1  # the weights do something
-    for name in ("tre_mm_after", "tre_mm_before", "dice_before"):
-        assert found[1][name] == pytest.approx(found[0][name], abs=0.01)
+    assert abs(found[0]["tre_mm_after"] - found[0]["tre_mm_before"]) > 0.5  # the weights do something
+    for name in ("tre_mm_before", "dice_before"):
+        assert found[1][name] == pytest.approx(found[0][name], abs=1e-3)
+    # random weights make a rough field, which is sampled on the coarser fixed grid before landmarks are carried
+    assert found[1]["tre_mm_after"] == pytest.approx(found[0]["tre_mm_after"], abs=0.1)
     assert found[1]["dice_after"] == pytest.approx(found[0]["dice_after"], abs=0.005)
 
 
