@@ -21,10 +21,12 @@ numbers as ``unigradicon.GradientICONSparse``):
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scripts.coordinates import Transform, identity_grid, identity_grid_like, jacobian_determinant, sample
 from scripts.errors import InputError
@@ -100,6 +102,7 @@ class GradICONLoss(nn.Module):
         fixed_label: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        recompute: bool = False,
     ) -> LossTerms:
         """Return all terms for one batch.
 
@@ -114,6 +117,8 @@ class GradICONLoss(nn.Module):
             fixed_label: likewise.
             noise: standard normal numbers of :func:`jitter_shape`, instead of ``generator``.
             generator: source of the noise; the global one by default.
+            recompute: compute the similarities and the regularity again in the backward pass instead of keeping what
+                they need: less memory, the same gradients.
 
         Raises:
             ValueError: images of different shapes.
@@ -126,11 +131,12 @@ class GradICONLoss(nn.Module):
             )
         forward_points = transform_on_grid(forward_transform, moving)
         inverse_points = transform_on_grid(inverse_transform, moving)
-        similarity = self._similarity(moving, fixed, forward_points, fixed_mask) + self._similarity(
-            fixed, moving, inverse_points, moving_mask
-        )
-        transforms = (forward_transform, inverse_transform)
-        regularity = self._regularity(transforms, (forward_points, inverse_points), noise, generator)
+        compare = _recomputed(self._similarity) if recompute else self._similarity
+        similarity = compare(moving, fixed, forward_points, fixed_mask)
+        similarity = similarity + compare(fixed, moving, inverse_points, moving_mask)
+        at = jittered_points(moving.shape[2:], noise, generator, forward_points.device, forward_points.dtype)
+        measure = _recomputed(gradicon_regularity) if recompute else gradicon_regularity
+        regularity = measure(forward_transform, inverse_transform, at)
         dice = torch.zeros_like(similarity)
         if self.dice_weight > 0 and moving_label is not None and fixed_label is not None:
             dice = symmetric_dice_loss(moving_label, fixed_label, forward_points, inverse_points, self.require_labels)
@@ -142,17 +148,6 @@ class GradICONLoss(nn.Module):
         loss = similarity + self.lambda_gradicon * regularity + self.dice_weight * dice
         return LossTerms(loss, similarity, regularity, magnitude, folding, dice)
 
-    def _regularity(
-        self,
-        transforms: tuple[Transform, Transform],
-        points: tuple[Tensor, Tensor],
-        noise: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Return the regularity of both transforms, given as functions and by their values on the grid."""
-        at = jittered_points(points[0].shape[2:], noise, generator, points[0].device, points[0].dtype)
-        return gradicon_regularity(*transforms, at)
-
     def _similarity(self, image: Tensor, target: Tensor, points: Tensor, mask: Tensor | None) -> Tensor:
         """Warp ``image`` with zeros outside and compare it with ``target``."""
         warped = sample(image, _batched(points, image), padding="zeros")
@@ -162,6 +157,11 @@ class GradICONLoss(nn.Module):
             target = target[:, :, :-1, :-1, :-1]
             mask = None if mask is None else mask[:, :, :-1, :-1, :-1]
         return self.similarity(warped, target, mask)
+
+
+def _recomputed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    # the noise is an argument: nothing in the functions is random
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 def jitter_shape(shape: Sequence[int]) -> tuple[int, int, int, int, int]:
@@ -208,15 +208,11 @@ def gradicon_regularity(forward_transform: Transform, inverse_transform: Transfo
         points: (1 or B, 3, d, h, w), normalized, where it is evaluated.
     """
 
-    def error(at: Tensor) -> Tensor:
-        return at - forward_transform(inverse_transform(at))
-
-    center = error(points)
-    terms = []
-    for axis in range(3):
-        step = torch.zeros(1, 3, 1, 1, 1, device=points.device, dtype=points.dtype)
-        step[:, axis] = _STEP
-        terms.append((((center - error(points + step)) / _STEP) ** 2).mean())
+    steps = _STEP * torch.eye(3, device=points.device, dtype=points.dtype).view(3, 1, 3, 1, 1, 1)
+    # all points in one call: each call makes gradients of the whole fields
+    at = torch.cat([points, *(points + step for step in steps)], dim=2)
+    center, *stepped = (at - forward_transform(inverse_transform(at))).chunk(4, dim=2)
+    terms = [(((center - error) / _STEP) ** 2).mean() for error in stepped]
     return terms[0] + terms[1] + terms[2]
 
 

@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.coordinates import Transform, extent, identity_grid_like, identity_transform, sample
+from scripts.coordinates import (
+    Transform,
+    extent,
+    identity_grid_like,
+    identity_transform,
+    resample_like,
+    sample,
+)
 from scripts.errors import InputError
 from scripts.unet import DOWN_CHANNELS, UP_CHANNELS, UNet
 
@@ -44,14 +51,20 @@ def apply_displacements(fields: list[Tensor], points: Tensor) -> Tensor:
         field = fields[len(fields) - 1 - n]
         if points.shape[0] == 1 and field.shape[0] > 1:
             points = points.expand(field.shape[0], -1, -1, -1, -1)
-        points = points + sample(field, points)
+        points = sample(field, points).add_(points)
     return points
 
 
-def apply_on_grid(fields: list[Tensor]) -> Tensor:
-    """Return :func:`apply_displacements` at the grid of the last field, which is then used as it is, unsampled."""
+def apply_on_grid(fields: list[Tensor], image: Tensor) -> Tensor:
+    """Return :func:`apply_displacements` at all voxel centers of an image (B, C, D, H, W). Scriptable.
+
+    The last field is evaluated on a regular grid: as it is where that is its own, else by the cheaper interpolation
+    between grids.
+    """
     last = fields[len(fields) - 1]
-    return apply_displacements(fields[: len(fields) - 1], identity_grid_like(last) + last)
+    if last.shape[2:] != image.shape[2:]:
+        last = resample_like(last, image)
+    return apply_displacements(fields[: len(fields) - 1], identity_grid_like(image) + last)
 
 
 class CompositeTransform:
@@ -70,9 +83,7 @@ class CompositeTransform:
 
     def on_grid(self, image: Tensor) -> Tensor:
         """Map all voxel centers of an image (B, C, D, H, W); returns (B, 3, D, H, W), normalized."""
-        if self.fields and self.fields[-1].shape[2:] == image.shape[2:]:
-            return apply_on_grid(self.fields)
-        return self(identity_grid_like(image))
+        return apply_on_grid(self.fields, image) if self.fields else identity_grid_like(image)
 
 
 def transform_on_grid(transform: Transform, image: Tensor) -> Tensor:
@@ -140,7 +151,7 @@ class RegistrationNetwork(nn.Module):
         if image.dim() != 5 or image.shape[1] != 2:
             raise ValueError(f"network: expected a pair (B, 2, D, H, W), moving then fixed, got {list(image.shape)}")
         fields = self.displacements(image[:, :1], image[:, 1:])
-        return (apply_on_grid(fields) - identity_grid_like(image)) * extent(image)
+        return (apply_on_grid(fields, image) - identity_grid_like(image)) * extent(image)
 
     @torch.jit.export
     def displacements(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
@@ -172,10 +183,8 @@ class RegistrationNetwork(nn.Module):
         fields: list[Tensor] = []
         for n, unet in enumerate(self.unets):
             warped = images_moving[n]
-            if n == 3:
-                warped = sample(warped, apply_on_grid(fields))
-            elif n > 0:
-                warped = sample(warped, apply_displacements(fields, identity_grid_like(warped)))
+            if n > 0:
+                warped = sample(warped, apply_on_grid(fields, warped))
             # under autocast the network is in half precision; coordinates are not
             fields.append(unet(warped, images_fixed[n]).to(moving.dtype))
         return fields

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor, nn
 
-from scripts.coordinates import shift_with_border
+from scripts.coordinates import along_axes, interpolation_matrix, shift_with_border
 from scripts.errors import InputError
 
 SIMILARITIES = ("lncc", "lncc2", "mind", "nmi")
@@ -34,8 +34,11 @@ _VARIANCE_FLOOR = 1e-5  # of the reference; keeps constant regions at a correlat
 
 
 @lru_cache(maxsize=64)
-def _blur_matrix(size: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the (size, size) matrix of a Gaussian blur with zero padding, 2 * round(2 sigma) + 1 taps."""
+def _blur_matrix(size: int, sigma: float, device: torch.device, dtype: torch.dtype, stride: int = 1) -> Tensor:
+    """Return every ``stride``-th row of the (size, size) matrix of a Gaussian blur with zero padding.
+
+    The kernel has 2 * round(2 sigma) + 1 taps.
+    """
     radius = max(1, round(2 * sigma))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     taps = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -43,7 +46,7 @@ def _blur_matrix(size: int, sigma: float, device: torch.device, dtype: torch.dty
     index = torch.arange(size)
     distance = (index[:, None] - index[None, :]).abs()
     matrix = torch.where(distance <= radius, taps[(distance + radius).clamp(max=2 * radius)], 0.0)
-    return matrix.to(device=device, dtype=dtype)
+    return matrix[::stride].contiguous().to(device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=64)
@@ -60,17 +63,17 @@ def _shrink_matrix(size: int, target: int, sigma: float, device: torch.device, d
     """Return the (target, size) matrix of a blur without loss at the border, then linear interpolation."""
     blur = _blur_matrix(size, sigma, torch.device("cpu"), torch.float64)
     blur = blur / blur.sum(dim=1, keepdim=True)
-    matrix = F.interpolate(blur.T[None], size=target, mode="linear", align_corners=True)[0].T
-    return matrix.contiguous().to(device=device, dtype=dtype)
+    return (interpolation_matrix(size, target) @ blur).to(device=device, dtype=dtype)
 
 
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+def gaussian_blur(image: Tensor, sigma: float, stride: int = 1) -> Tensor:
     """Blur (B, C, D, H, W) with a Gaussian of ``sigma`` voxels, zero outside the image.
 
     One matrix product an axis: the same numbers as a separable convolution of 4 sigma + 1 taps, several times faster on
-    a CPU, whose single-channel 3-D convolutions are slow.
+    a CPU, whose single-channel 3-D convolutions are slow. With a ``stride``, only every such voxel along each axis is
+    computed.
     """
-    return _along_axes(image, *(_blur_matrix(n, sigma, image.device, image.dtype) for n in image.shape[2:]))
+    return along_axes(image, *(_blur_matrix(n, sigma, image.device, image.dtype, stride) for n in image.shape[2:]))
 
 
 def gaussian_shrink(image: Tensor, shape: Sequence[int], sigma: float) -> Tensor:
@@ -79,19 +82,12 @@ def gaussian_shrink(image: Tensor, shape: Sequence[int], sigma: float) -> Tensor
     The blur averages over what lies inside the image; the end voxel centers of both grids coincide.
     """
     sizes = zip(image.shape[2:], shape, strict=True)
-    return _along_axes(image, *(_shrink_matrix(n, int(m), sigma, image.device, image.dtype) for n, m in sizes))
+    return along_axes(image, *(_shrink_matrix(n, int(m), sigma, image.device, image.dtype) for n, m in sizes))
 
 
 def box_mean(image: Tensor, radius: int) -> Tensor:
     """Average (B, C, D, H, W) over cubes of 2 radius + 1 voxels, the border value repeated outside."""
-    return _along_axes(image, *(_box_matrix(n, radius, image.device, image.dtype) for n in image.shape[2:]))
-
-
-def _along_axes(image: Tensor, along_d: Tensor, along_h: Tensor, along_w: Tensor) -> Tensor:
-    """Apply one matrix (new size, size) along each spatial axis of (B, C, D, H, W)."""
-    mixed = torch.matmul(along_h, torch.matmul(image, along_w.T))
-    planes = torch.matmul(along_d, mixed.flatten(3))
-    return planes.reshape(*planes.shape[:3], *mixed.shape[3:])
+    return along_axes(image, *(_box_matrix(n, radius, image.device, image.dtype) for n in image.shape[2:]))
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -125,30 +121,35 @@ class LNCC(Similarity):
     Args:
         sigma: standard deviation of the window in voxels.
         squared: use the squared correlation (contrasts may be inverted), as multiGradICON does.
+        stride: average over every such voxel along each axis only. The correlation is about as smooth as its window:
+            with a stride of no more than ``sigma``, hardly anything but the time changes. 1 is the published loss, and
+            with a mask, which may be thin, it is always 1.
     """
 
-    def __init__(self, sigma: float = 5.0, squared: bool = False) -> None:
+    def __init__(self, sigma: float = 5.0, squared: bool = False, stride: int = 1) -> None:
         super().__init__()
-        if sigma <= 0:
-            raise ValueError(f"LNCC: sigma must be positive (voxels), got {sigma}")
+        if sigma <= 0 or stride < 1:
+            raise ValueError(f"LNCC: sigma must be positive (voxels) and stride at least 1, got {sigma} and {stride}")
         self.sigma = float(sigma)
         self.squared = squared
+        self.stride = int(stride)
 
     def to_target(self, target: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Blur the target and its square once. See the base class."""
-        mean_target, mean_square_target = self._blur(target, target * target)
+        stride = self.stride if mask is None else 1
+        mean_target, mean_square_target = self._blur(stride, target, target * target)
         variance_target = F.relu(mean_square_target - mean_target**2) + _VARIANCE_FLOOR
 
         def loss(warped: Tensor) -> Tensor:
-            mean, mean_square, mean_product = self._blur(warped, warped * warped, warped * target)
+            mean, mean_square, mean_product = self._blur(stride, warped, warped * warped, warped * target)
             variance = F.relu(mean_square - mean**2) + _VARIANCE_FLOOR
             correlation = (mean_product - mean * mean_target) * torch.rsqrt(variance * variance_target)
             return 1 - masked_mean(correlation**2 if self.squared else correlation, mask)
 
         return loss
 
-    def _blur(self, *images: Tensor) -> tuple[Tensor, ...]:
-        return gaussian_blur(torch.cat(images, dim=1), self.sigma).split(1, dim=1)
+    def _blur(self, stride: int, *images: Tensor) -> tuple[Tensor, ...]:
+        return gaussian_blur(torch.cat(images, dim=1), self.sigma, stride).split(1, dim=1)
 
 
 class MINDSSC(Similarity):
@@ -228,15 +229,16 @@ class NMI(Similarity):
         return voxels[:: step + (1 - step % 2)] if step > 1 else voxels
 
 
-def create_similarity(name: str, sigma: float = 5.0) -> Similarity:
+def create_similarity(name: str, sigma: float = 5.0, stride: int = 1) -> Similarity:
     """Return a similarity by its name: lncc, lncc2, mind or nmi.
 
     Args:
         name: one of :data:`SIMILARITIES`.
         sigma: window of lncc and lncc2, in voxels.
+        stride: of lncc and lncc2, see :class:`LNCC`.
     """
     if name in ("lncc", "lncc2"):
-        return LNCC(sigma, squared=name == "lncc2")
+        return LNCC(sigma, squared=name == "lncc2", stride=stride)
     if name == "mind":
         return MINDSSC()
     if name == "nmi":

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scripts.errors import InputError
+from scripts.linear_tail import TailWeights, linear_tail, tail_features
 
 DOWN_CHANNELS = (2, 16, 32, 64, 256, 512)
 UP_CHANNELS = (16, 32, 64, 128, 256)
@@ -86,17 +88,23 @@ class UNet(nn.Module):
             (B, 3, D, H, W), normalized units.
         """
         x = torch.cat([moving, fixed], dim=1)
-        if self.recomputes and not torch.jit.is_scripting():
-            return self._recomputed(x)
-        return self._displacement(x)
+        if torch.jit.is_scripting() or torch.compiler.is_compiling():
+            return self._displacement(x)
+        return self._eager(x)
 
     @torch.jit.unused
-    def _recomputed(self, x: Tensor) -> Tensor:
+    def _eager(self, x: Tensor) -> Tensor:
+        """Choose how to compute what :meth:`_displacement` defines."""
+        fixed_statistics = all(not norm.training and norm.track_running_stats for norm in self.norm)
+        compute = self._composed if fixed_statistics and min(x.shape[2:]) > 2 else self._displacement
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return compute(x)
+
         def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
             return nullcontext(), self._statistics_kept()
 
         # nothing in here is random
-        return checkpoint(self._displacement, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     @torch.jit.unused
     @contextmanager
@@ -129,6 +137,44 @@ class UNet(nn.Module):
             # an odd size was rounded up on the way down
             x = torch.cat([x[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]], skip], dim=1)
         return self.last(x) / 10.0
+
+    @torch.jit.unused
+    def _composed(self, x: Tensor) -> Tensor:
+        """Return the same with linear steps joined, for batch norms by running statistics: less time and memory.
+
+        The batch norms go into the transposed convolutions, and all of the last level into one convolution. Channels
+        are the fastest axis in memory, which CPU and GPU convolutions prefer.
+        """
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        skips: list[Tensor] = []
+        for down in self.down:
+            skips.append(x)
+            pooled = F.avg_pool3d(x, 2, ceil_mode=True)
+            x = down(F.leaky_relu(x))
+            channels = min(x.shape[1], pooled.shape[1])
+            x[:, x.shape[1] - channels :] += pooled[:, :channels]
+        for up_layer, norm in zip(self.up, self.norm, strict=True):
+            up = cast(nn.ConvTranspose3d, up_layer)
+            scale, shift = _scale_and_shift(cast(nn.BatchNorm3d, norm))
+            kernel, shift = up.weight * scale.view(-1, 1, 1, 1), shift + cast(Tensor, up.bias) * scale
+            skip = skips.pop()
+            smooth = match_channels(x, scale.shape[0])
+            if not skips:
+                break
+            y = F.conv_transpose3d(F.leaky_relu(x), kernel, shift, stride=2, padding=1)
+            smooth = smooth * scale.view(-1, 1, 1, 1)
+            y += F.interpolate(smooth, scale_factor=2.0, mode="trilinear", align_corners=False)
+            x = torch.cat([y[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]], skip], dim=1)
+        x = tail_features(F.leaky_relu(x), smooth, skip)
+        del smooth
+        tail = TailWeights(kernel, scale, shift, self.last.weight / 10, cast(Tensor, self.last.bias) / 10)
+        return linear_tail(x, skip.shape[2:], tail)
+
+
+def _scale_and_shift(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """Return what a batch norm multiplies by and adds, (C,), by its running statistics."""
+    scale = norm.weight * torch.rsqrt(cast(Tensor, norm.running_var) + norm.eps)
+    return scale, norm.bias - cast(Tensor, norm.running_mean) * scale
 
 
 def match_channels(x: Tensor, channels: int) -> Tensor:

@@ -56,7 +56,44 @@ def test_channels_are_cut_at_the_end_and_padded_in_front() -> None:
     assert torch.equal(padded[:, 2:], x)
 
 
+def randomized(unet: UNet) -> UNet:
+    """Give the batch norms statistics and weights that matter."""
+    for norm in unet.norm:
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(std=0.2)
+        norm.running_mean.normal_(std=0.2)
+        norm.running_var.uniform_(0.5, 1.5)
+    return unet
+
+
 def test_scripted_and_eager_agree() -> None:
-    unet, pair = make_unet(), torch.rand(2, 1, 1, 9, 10, 11)
+    unet, pair = randomized(make_unet()), torch.rand(2, 1, 1, 9, 10, 11)
     with torch.no_grad():
-        assert torch.equal(torch.jit.script(unet)(*pair), unet(*pair))
+        torch.testing.assert_close(torch.jit.script(unet)(*pair), unet(*pair), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 5), (8, 16, 12), (7, 18, 11), (9, 9, 14)])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_joined_linear_steps_give_the_same_displacement_and_gradients(
+    shape: tuple[int, int, int], recomputes: bool
+) -> None:
+    unet, pair = randomized(make_unet()).double(), torch.rand(2, 2, 1, *shape, dtype=torch.float64)
+    unet.recomputes = recomputes
+    pair.requires_grad_()
+    weight = torch.rand(2, 3, *shape, dtype=torch.float64)
+    found = []
+    for compute in (unet, lambda *images: unet._displacement(torch.cat(images, dim=1))):
+        displacement = compute(*pair)
+        (displacement * weight).sum().backward()
+        found.append([displacement.detach(), pair.grad, *(parameter.grad for parameter in unet.parameters())])
+        pair.grad = None
+        unet.zero_grad(set_to_none=True)
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-8)
+
+
+def test_linear_steps_are_joined_in_evaluation_only() -> None:
+    unet, pair = randomized(make_unet()), torch.rand(2, 2, 1, 9, 9, 9)
+    running = unet(*pair)
+    unet.train()
+    assert (unet(*pair) - running).abs().max() > 1e-3  # normalized by the batch
