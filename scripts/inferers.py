@@ -27,6 +27,7 @@ from scripts.errors import InputError
 from scripts.field_optimization import FieldObjective, Level, optimize_field
 from scripts.image_pair import ImagePair
 from scripts.losses import GradICONLoss
+from scripts.memory import keep_freed_memory
 from scripts.network import IdentityNetwork, transform_on_grid
 from scripts.network_optimization import optimize_network
 from scripts.similarity import create_similarity
@@ -89,6 +90,10 @@ class RegistrationInferer(Inferer):
         mass_conservation: multiply warped intensities by the Jacobian determinant (CT of the lung).
         dice_weight: weight of the Dice loss of the labels; 0 is off.
         seed: of the noise in ``network``; ``field`` has no random part.
+        inverse: False leaves out the inverse transform where it costs time of its own (``off``).
+        activation_checkpointing: of ``network``: see :func:`scripts.recomputing.choose_recomputing`.
+        amp: compute one pass of the network (``off``, or the start of ``field``) in bfloat16; coordinates stay in
+            float32. ``network`` does not: its steps are smaller than the rounding.
         progress: show a progress bar with the terms.
     """
 
@@ -107,6 +112,9 @@ class RegistrationInferer(Inferer):
         mass_conservation: bool = False,
         dice_weight: float = 0.0,
         seed: int = 0,
+        inverse: bool = True,
+        amp: bool = False,
+        activation_checkpointing: bool | str = "auto",
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -129,9 +137,13 @@ class RegistrationInferer(Inferer):
         self.steps = int(steps)
         self.learning_rate = learning_rate
         self.seed = int(seed)
+        self.inverse = inverse or optimization != "off"
+        self.amp = amp
+        self.activation_checkpointing = activation_checkpointing
         self.progress = progress
         self.similarity = create_similarity(similarity, sigma)
-        field_similarity = create_similarity(similarity, field_sigma)
+        # at every second voxel: the same optimum in half of the time
+        field_similarity = create_similarity(similarity, field_sigma, stride=2 if field_sigma >= 2 else 1)
         self.field_objective = FieldObjective(field_similarity, lambda_gradicon, mass_conservation, dice_weight)
         self.loss = GradICONLoss(self.similarity, lambda_gradicon, mass_conservation, dice_weight)
 
@@ -146,24 +158,27 @@ class RegistrationInferer(Inferer):
 
         Returns:
             ``forward_ddf`` (1, 3, d, h, w), voxels of its grid, fixed grid -> moving grid; ``inverse_ddf`` likewise
-            with the pair swapped; ``terms``: figures by name, each a list with one number or text. The grid of the ddfs
-            is that of the last level for ``field``, else the network's; both span the same field of view (the end voxel
-            centers coincide).
+            with the pair swapped, if it was asked for; ``terms``: figures by name, each a list with one number or text.
+            The grid of the ddfs is that of the last level for ``field``, else the network's; both span the same field
+            of view (the end voxel centers coincide).
         """
         if isinstance(network, IdentityNetwork) and self.optimization != "field":
             raise InputError(
                 f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
                 " --optimization field"
             )
+        with keep_freed_memory():
+            return self._register(network, ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs))
+
+    def _register(self, network: Any, pair: ImagePair) -> dict[str, Any]:
         began = time.perf_counter()
-        pair = ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs)
         terms: dict[str, Any] = {}
         if self.optimization == "network":
-            forward_ddf, inverse_ddf, terms = self._optimize_network(network, pair)
+            *ddfs, terms = self._optimize_network(network, pair)
         else:
-            start = (
-                None if isinstance(network, IdentityNetwork) else Start(_network_displacement(network, pair), "network")
-            )
+            start = None
+            if not isinstance(network, IdentityNetwork):
+                start = Start(_network_displacement(network, pair, self.inverse, self.amp), "network")
             if start is None or self.optimization == "field":
                 start = search_start(
                     pair, self.field_objective, self.field_learning_rate, None if start is None else start.displacement
@@ -180,12 +195,12 @@ class RegistrationInferer(Inferer):
                 )
                 displacement = result.displacement
                 terms |= {"field_similarity": result.similarity, "regularity": result.regularity}
-            forward_ddf, inverse_ddf = (displacement * extent(displacement)).split(1)
+            ddfs = list((displacement * extent(displacement)).split(1))
         terms["seconds_registration"] = time.perf_counter() - began
-        terms |= self._figures(pair, forward_ddf)
+        terms |= self._figures(pair, ddfs[0])
         # lists of one: the engine takes batches apart
         batched = {name: [value] for name, value in terms.items()}
-        return {"forward_ddf": forward_ddf, "inverse_ddf": inverse_ddf, "terms": batched}
+        return {**dict(zip(("forward_ddf", "inverse_ddf"), ddfs, strict=False)), "terms": batched}
 
     def _optimize_network(self, network: nn.Module, pair: ImagePair) -> tuple[Tensor, Tensor, dict[str, Any]]:
         pair = _at_network_shape(network, pair)
@@ -201,6 +216,7 @@ class RegistrationInferer(Inferer):
             fixed_mask=pair.fixed_mask,
             moving_label=pair.moving_label,
             fixed_label=pair.fixed_label,
+            activation_checkpointing=self.activation_checkpointing,
             progress=self.progress,
         )
         return (
@@ -225,12 +241,17 @@ def _at_network_shape(network: nn.Module, pair: ImagePair) -> ImagePair:
 
 
 @torch.no_grad()
-def _network_displacement(network: nn.Module, pair: ImagePair) -> Tensor:
-    """Return the network's displacements (2, 3, D, H, W), normalized units, forward and inverse, on its own grid."""
+def _network_displacement(network: nn.Module, pair: ImagePair, inverse: bool, amp: bool) -> Tensor:
+    """Return the network's displacements on its own grid, forward, then inverse if asked for.
+
+    Returns:
+        (1 or 2, 3, D, H, W), normalized units.
+    """
     pair = _at_network_shape(network, pair)
     both = []
-    for moving, fixed in ((pair.moving, pair.fixed), (pair.fixed, pair.moving)):
-        points = transform_on_grid(network.register(moving, fixed), fixed)  # type: ignore[operator]
+    for moving, fixed in ((pair.moving, pair.fixed), (pair.fixed, pair.moving))[: 1 + inverse]:
+        with torch.autocast(moving.device.type, torch.bfloat16, enabled=amp):
+            points = transform_on_grid(network.register(moving, fixed), fixed)  # type: ignore[operator]
         both.append(points - identity_grid_like(points))
     return torch.cat(both)
 

@@ -12,17 +12,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scripts.coordinates import Transform, extent, identity_grid_like
+from scripts.coordinates import extent, identity_grid_like
 from scripts.errors import InputError
 from scripts.losses import GradICONLoss, LossTerms
-from scripts.network import RegistrationNetwork, transform_on_grid
+from scripts.memory import release_freed_memory
+from scripts.network import CompositeTransform, RegistrationNetwork, transform_on_grid
+from scripts.recomputing import choose_recomputing
+from scripts.unet import UNet
 
 
 class NetworkResult(NamedTuple):
@@ -49,12 +52,13 @@ def optimize_network(
     fixed_mask: Tensor | None = None,
     moving_label: Tensor | None = None,
     fixed_label: Tensor | None = None,
+    activation_checkpointing: bool | str = "auto",
     progress: bool = True,
 ) -> NetworkResult:
     """Minimize the objective of one pair over all weights of the network (Adam, batch norm in eval mode).
 
     The network has its former weights and mode again afterwards, also after an error or an interrupt: every pair starts
-    from the same weights. The random state of the process is not touched. Needs about 12 GB at 175 x 175 x 175.
+    from the same weights. The random state of the process is not touched. docs/performance.md has time and memory.
 
     Args:
         network: :class:`scripts.network.RegistrationNetwork` on the device of the images.
@@ -68,6 +72,7 @@ def optimize_network(
         fixed_mask: likewise.
         moving_label: likewise.
         fixed_label: likewise.
+        activation_checkpointing: see :func:`scripts.recomputing.choose_recomputing`.
         progress: show a progress bar with the terms.
 
     Raises:
@@ -88,14 +93,22 @@ def optimize_network(
     weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
     trained = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     was_training = network.training
+    unets = [cast(UNet, unet) for unet in network.unets]
+    recomputed = [unet.recomputes for unet in unets]
+    recomputing = choose_recomputing(activation_checkpointing, network, pair[0].shape[2:], pair[0].device, len(pair[0]))
     try:
         network.eval().requires_grad_(True)
+        for unet in unets:
+            unet.recomputes = recomputing
         optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
         # the caller may be an evaluator under no_grad
         with torch.enable_grad(), tqdm(total=steps, desc="network", disable=not progress) as bar:
             for _ in range(steps):
                 optimizer.zero_grad(set_to_none=True)
-                terms = loss(*_register_both(network, *pair), *pair, generator=generator, **extras)
+                transforms = _register_both(network, *pair)
+                if recomputing:
+                    _keep_memory_low(transforms)
+                terms = loss(*transforms, *pair, generator=generator, recompute=recomputing, **extras)
                 _require_finite(terms, bar.n)
                 terms.loss.backward()
                 optimizer.step()
@@ -112,13 +125,29 @@ def optimize_network(
     finally:
         network.load_state_dict(weights)
         network.train(was_training)
+        for unet, before in zip(unets, recomputed, strict=True):
+            unet.recomputes = before
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(trained[name])
             parameter.grad = None
 
 
-def _register_both(network: RegistrationNetwork, moving: Tensor, fixed: Tensor) -> tuple[Transform, Transform]:
+Transforms = tuple[CompositeTransform, CompositeTransform]
+
+
+def _register_both(network: RegistrationNetwork, moving: Tensor, fixed: Tensor) -> Transforms:
     return network.register(moving, fixed), network.register(fixed, moving)
+
+
+def _keep_memory_low(transforms: Transforms) -> None:
+    """Give back what the last part of a step has freed, now and when the gradients of the objective are there."""
+
+    def release(_: Tensor) -> None:
+        release_freed_memory()
+
+    release_freed_memory()
+    for transform in transforms:
+        transform.fields[-1].register_hook(release)
 
 
 def _plain(image: Tensor) -> Tensor:

@@ -37,21 +37,22 @@ NIFTI_TYPES = {"bool": "uint8", "float16": "float32", "float128": "float64"}  # 
 
 
 class AddTransformsd(Transform):
-    """Add ``forward_transform`` and ``inverse_transform`` (GridTransform), and the dense ``displacement_mm``.
+    """Add the case's transforms of the world.
 
+    ``forward_transform`` and ``inverse_transform`` are GridTransform, the latter None without its ddf.
     ``displacement_mm`` (3, I, J, K), RAS mm, is the forward transform on the fixed image's own grid; the outputs share
     it. A ddf's grid spans that of ``fixed_image`` and ``moving_image`` (the network's) with its own number of voxels.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Case:
         """Return the case with transforms."""
-        forward_ddf, inverse_ddf = data["forward_ddf"], data["inverse_ddf"]
+        forward_ddf, inverse_ddf = data["forward_ddf"], data.get("inverse_ddf")
         fixed_affine, moving_affine = (
             regrid_affine(plain(data[key].affine), data[key].shape[1:], forward_ddf.shape[1:])
             for key in ("fixed_image", "moving_image")
         )
         forward = GridTransform(forward_ddf, fixed_affine, moving_affine)
-        inverse = GridTransform(inverse_ddf, moving_affine, fixed_affine)
+        inverse = None if inverse_ddf is None else GridTransform(inverse_ddf, moving_affine, fixed_affine)
         fixed = data["fixed"]
         displacement = displacement_field(forward, fixed.shape[1:], fixed.affine)
         return {

@@ -1,0 +1,93 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+from __future__ import annotations
+
+import platform
+import resource
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import memory
+from scripts.memory import available_memory, keep_freed_memory
+
+
+def page_faults(repeats: int = 20) -> int:
+    """Return the page faults of making a tensor of 40 MB again and again."""
+    torch.ones(10_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+def test_large_tensors_reuse_memory_inside_and_only_inside() -> None:
+    usual = page_faults()
+    with keep_freed_memory(), keep_freed_memory():
+        page_faults(2)  # the heap grows once
+        kept = page_faults()
+    assert usual > 20 * 4000  # 40 MB are about 10 000 pages
+    assert kept < usual / 20
+    assert page_faults() > usual / 2
+
+
+def test_the_end_of_one_of_two_users_leaves_the_other_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    class Library:
+        def mallopt(self, option: int, value: int) -> None:
+            calls.append((option, value))
+
+        def malloc_trim(self, pad: int) -> None:
+            calls.append(("trim", pad))
+
+    monkeypatch.setattr(memory, "_glibc", lambda: Library())
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with keep_freed_memory():
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(10)
+    with keep_freed_memory():
+        pass
+    assert ("trim", 0) not in calls
+    leave.set()
+    thread.join(10)
+    assert calls[-1] == ("trim", 0)
+
+
+def test_memory_is_kept_no_longer_than_until_an_error() -> None:
+    with pytest.raises(RuntimeError, match="stop"), keep_freed_memory():
+        raise RuntimeError("stop")
+    assert memory._users == 0
+
+
+def test_available_memory_is_the_least_of_system_and_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    system = available_memory()
+    assert 0 < system < 2**50
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1\n")
+    assert available_memory() == pytest.approx(system, rel=0.2)
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("2000000\n")
+    assert available_memory() == 3_000_000
+
+
+def test_a_system_without_meminfo_has_its_whole_memory(tmp_path: Path) -> None:
+    assert memory._system_memory(tmp_path / "none") > 2**28
