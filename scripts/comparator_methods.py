@@ -73,7 +73,10 @@ def elastix(*parameter_maps: str) -> Method:
         _, result = itk.elastix_registration_method(
             to_itk_image(fixed), moving_image, parameter_object=parameters, log_to_console=False
         )
-        field = itk.transformix_deformation_field(moving_image, result, log_to_console=False)
+        with tempfile.TemporaryDirectory() as folder:  # it writes a file, too
+            field = itk.transformix_deformation_field(
+                moving_image, result, output_directory=folder, log_to_console=False
+            )
         return Displacements(field_ras(itk.array_from_image(field).transpose(2, 1, 0, 3)), None)
 
     return register

@@ -26,6 +26,7 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from .errors import InputError
+from .memory import keep_freed_memory
 from .run_checkpoints import is_between_steps, is_last_of_epoch
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,8 @@ def run_training(trainer: Any) -> None:
     """Run a trainer; SIGTERM and SIGINT end it in order, with the status that shells expect (128 + their number)."""
     stop = StopOnSignal()
     stop.attach(trainer)
-    trainer.run()
+    with keep_freed_memory():
+        trainer.run()
     if stop.received:
         logger.warning("stopped at iteration %d; go on with --resume True", trainer.state.iteration)
         sys.exit(128 + stop.received)
