@@ -25,6 +25,7 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m mypy
 
 bench: $(VENV)/.installed-dev
+	$(PY) -m benchmarks.performance
 	$(PY) -m benchmarks.dev_pairs
 	$(PY) -m benchmarks.methods
 

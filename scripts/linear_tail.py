@@ -83,8 +83,11 @@ def linear_tail(features: Tensor, shape: Sequence[int], weights: TailWeights) ->
         (B, 3, D, H, W).
     """
     batch, _, d, h, w = features.shape
-    kernels = _compose(weights, _missing((d, h, w), shape))
-    found = cast(Tensor, _RegionConvolution.apply(features, *kernels))
+    device = features.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    with torch.autocast(device, enabled=False):  # one type for all, also in the backward pass; kernels composed in full
+        kernels = [kernel.to(dtype) for kernel in _compose(weights, _missing((d, h, w), shape))]
+        found = cast(Tensor, _RegionConvolution.apply(features.to(dtype), *kernels))
     phases = found.permute(0, 2, 3, 4, 1).reshape(batch, d, h, w, 2, 2, 2, 3)
     full = phases.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, 3, 2 * d, 2 * h, 2 * w)
     return full[:, :, : shape[0], : shape[1], : shape[2]]

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from monai.utils import convert_to_tensor
@@ -85,7 +85,7 @@ def optimize_network(
             f"optimization: steps must be >= 0 and learning_rate > 0, got steps {steps}, learning_rate {learning_rate}"
         )
     pair = (_plain(moving), _plain(fixed))
-    extras = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
+    extras: dict[str, Any] = {"moving_mask": moving_mask, "fixed_mask": fixed_mask}
     extras |= {"moving_label": moving_label, "fixed_label": fixed_label}
     extras = {name: _plain(value) for name, value in extras.items() if value is not None}
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
@@ -104,14 +104,8 @@ def optimize_network(
         # the caller may be an evaluator under no_grad
         with torch.enable_grad(), tqdm(total=steps, desc="network", disable=not progress) as bar:
             for _ in range(steps):
-                optimizer.zero_grad(set_to_none=True)
-                transforms = _register_both(network, *pair)
-                if recomputing:
-                    _keep_memory_low(transforms)
-                terms = loss(*transforms, *pair, generator=generator, recompute=recomputing, **extras)
-                _require_finite(terms, bar.n)
-                terms.loss.backward()
-                optimizer.step()
+                terms = optimization_step(network, *pair, loss, optimizer, recomputing, generator=generator, **extras)
+                _require_finite(terms, bar.n)  # the weights are restored anyway
                 bar.set_postfix({name: f"{value:.4g}" for name, value in terms.as_floats().items()}, refresh=False)
                 bar.update()
         optimizer.zero_grad(set_to_none=True)
@@ -130,6 +124,36 @@ def optimize_network(
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(trained[name])
             parameter.grad = None
+
+
+def optimization_step(
+    network: RegistrationNetwork,
+    moving: Tensor,
+    fixed: Tensor,
+    loss: GradICONLoss,
+    optimizer: torch.optim.Optimizer,
+    recomputing: bool = False,
+    **arguments: Any,
+) -> LossTerms:
+    """Make one step of :func:`optimize_network` and return the objective before it.
+
+    Args:
+        network: whose weights the optimizer changes.
+        moving: (B, 1, D, H, W) in [0, 1].
+        fixed: same shape.
+        loss: the objective.
+        optimizer: of all weights.
+        recomputing: keep little in memory; the UNets' ``recomputes`` is to be set by the caller.
+        arguments: further ones of the objective.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    transforms = _register_both(network, moving, fixed)
+    if recomputing:
+        _keep_memory_low(transforms)
+    terms = loss(*transforms, moving, fixed, recompute=recomputing, **arguments)
+    terms.loss.backward()
+    optimizer.step()
+    return terms
 
 
 Transforms = tuple[CompositeTransform, CompositeTransform]
@@ -158,6 +182,5 @@ def _plain(image: Tensor) -> Tensor:
 def _require_finite(terms: LossTerms, step: int) -> None:
     if not torch.isfinite(terms.loss):
         raise InputError(
-            f"optimization: the objective became {terms.as_floats()['loss']} at step {step};"
-            " lower learning_rate or check the images"
+            f"optimization: the objective became {terms.as_floats()['loss']}; lower learning_rate or check the images"
         )

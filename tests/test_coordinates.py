@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scripts import coordinates as c
 
@@ -90,3 +91,41 @@ def test_the_triple_product_is_that_of_the_cross_product() -> None:
     first, second, third = torch.randn(3, 2, 3, 4, 5, 6)
     expected = (torch.linalg.cross(first, second, dim=1) * third).sum(1, keepdim=True)
     torch.testing.assert_close(c.triple_product(first, second, third, dim=1), expected)
+
+
+@pytest.mark.parametrize("shape", [(9, 21, 6), (3, 5, 13), (11, 7, 8)])
+def test_resampling_a_grid_is_trilinear_interpolation(shape: tuple[int, int, int]) -> None:
+    values = torch.rand(2, 3, 5, 11, 8, dtype=torch.float64, requires_grad=True)
+    factor = torch.rand(2, 3, *shape, dtype=torch.float64)
+    expected = F.interpolate(values, size=shape, mode="trilinear", align_corners=True)
+    for found in (c.resample_grid(values, shape), c.resample_like(values, torch.empty(1, 1, *shape))):
+        torch.testing.assert_close(found, expected)
+        ours, theirs = (
+            torch.autograd.grad((result * factor).sum(), values, retain_graph=True)[0] for result in (found, expected)
+        )
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_sampling_in_slabs_is_sampling_at_once(batch: int, padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "_LEAST_SLAB", 1)
+    values = torch.rand(batch, 2, 6, 7, 8, dtype=torch.float64, requires_grad=True)
+    points = (1.4 * torch.rand(batch, 3, 11, 5, 4, dtype=torch.float64) - 0.2).requires_grad_()
+    factor = torch.rand(batch, 2, 11, 5, 4, dtype=torch.float64)
+    found = []
+    for threads in (1, 2, 4, 16):  # 11 planes: slabs that overlap, and more threads than slabs
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        sampled = c.sample(values, points, padding)
+        found.append([sampled.detach(), *torch.autograd.grad((sampled * factor).sum(), [values, points])])
+    for other in found[1:]:
+        for ours, expected in zip(other, found[0], strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
+def test_points_and_values_are_not_changed_by_sampling() -> None:
+    values, points = torch.rand(1, 1, 5, 6, 7), torch.rand(1, 3, 4, 4, 4)
+    before = values.clone(), points.clone()
+    c.sample(values, points)
+    assert torch.equal(values, before[0])
+    assert torch.equal(points, before[1])

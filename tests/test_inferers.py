@@ -168,3 +168,47 @@ def test_the_ddf_of_the_result_is_that_of_the_network_grid() -> None:
         points = transform_on_grid(network.register(image[:, :1], image[:, 1:]), image)
         ddf = (points - identity_grid_like(image)) * extent(points)
         torch.testing.assert_close(network(image), ddf, atol=1e-4, rtol=0)
+
+
+class CountingNetwork(RegistrationNetwork):
+    """A network that counts its passes."""
+
+    passes = 0
+
+    def displacements(self, moving: torch.Tensor, fixed: torch.Tensor) -> list[torch.Tensor]:
+        CountingNetwork.passes += 1
+        return super().displacements(moving, fixed)
+
+
+@pytest.mark.parametrize(("inverse", "passes"), [(True, 2), (False, 1)])
+def test_one_pass_goes_in_the_directions_that_are_wanted(
+    inverse: bool, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small_network()
+    both = register(network, optimization="off")
+    network.__class__ = CountingNetwork
+    monkeypatch.setattr(CountingNetwork, "passes", 0)
+    torch.manual_seed(0)
+    expected = register(network, optimization="off")
+    CountingNetwork.passes = 0
+    torch.manual_seed(0)
+    found = register(network, optimization="off", inverse=inverse)
+    assert CountingNetwork.passes == passes
+    assert ("inverse_ddf" in found) is inverse
+    assert "inverse_ddf" in both
+    torch.testing.assert_close(found["forward_ddf"], expected["forward_ddf"])
+
+
+def test_optimization_has_both_directions_anyway() -> None:
+    assert "inverse_ddf" in register(IdentityNetwork(), inverse=False)
+
+
+def test_mixed_precision_stays_within_a_tenth_of_a_voxel_and_in_float32() -> None:
+    network = small_network()
+    found = []
+    for amp in (False, True):
+        torch.manual_seed(0)
+        found.append(register(network, optimization="off", amp=amp)["forward_ddf"])
+    assert found[1].dtype == torch.float32
+    difference = (found[0] - found[1]).norm(dim=1)
+    assert 0 < difference.mean() < 0.1

@@ -156,3 +156,48 @@ def test_the_gradient_reaches_all_weights_and_only_the_loss_needs_it() -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
     assert not terms.folding.requires_grad
     assert not terms.transform_magnitude.requires_grad
+
+
+def reference_regularity(
+    forward: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], at: Tensor
+) -> Tensor:
+    """Return the regularity as the reference writes it: four compositions, one for each displaced set of points."""
+
+    def error(points: Tensor) -> Tensor:
+        return points - forward(inverse(points))
+
+    total = torch.zeros(())
+    for axis in range(3):
+        step = torch.zeros(1, 3, 1, 1, 1)
+        step[:, axis] = 0.001
+        total = total + (((error(at) - error(at + step)) / 0.001) ** 2).mean()
+    return total
+
+
+def test_the_batched_regularity_has_the_value_and_gradient_of_the_reference_form() -> None:
+    network, pair = random_network(size=0.1), random_pair((26, 33, 29))
+    at = jittered_points((26, 33, 29), generator=torch.Generator().manual_seed(0))
+    found = []
+    for measure in (gradicon_regularity, reference_regularity):
+        value = measure(network.register(*pair), network.register(*pair[::-1]), at)
+        found.append((value.detach(), torch.autograd.grad(value, list(network.parameters()))))
+    assert found[0][0] > 1e-2
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=0)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-4 * found[1][0]
+
+
+@pytest.mark.parametrize("dice_weight", [0.0, 0.5])
+def test_terms_computed_again_in_the_backward_pass_are_the_same(dice_weight: float) -> None:
+    network, (moving, fixed) = random_network(), random_pair((17, 22, 19))
+    noise = torch.randn(jitter_shape((17, 22, 19)))
+    loss = GradICONLoss(LNCC(2), dice_weight=dice_weight, mass_conservation=True)
+    labels = {"moving_label": (moving > 0.5).float(), "fixed_label": (fixed > 0.5).float()}
+    found = []
+    for recompute in (False, True):
+        transforms = network.register(moving, fixed), network.register(fixed, moving)
+        terms = loss(*transforms, moving, fixed, noise=noise, recompute=recompute, **labels)
+        found.append((terms.as_floats(), torch.autograd.grad(terms.loss, list(network.parameters()))))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    for kept, again in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(kept, again, rtol=1e-4, atol=1e-6)

@@ -133,3 +133,31 @@ def test_shrinking_is_a_blur_within_the_image_and_an_interpolation() -> None:
     blurred = gaussian_blur(image, 1.1) / gaussian_blur(torch.ones_like(image), 1.1)
     expected = resample_grid(blurred, (9, 8, 11))
     torch.testing.assert_close(gaussian_shrink(image, (9, 8, 11), 1.1), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 44, 41), (64, 50, 48)])
+@pytest.mark.parametrize("squared", [False, True])
+def test_every_second_voxel_gives_nearly_the_same_loss_and_gradient(shape: tuple[int, int, int], squared: bool) -> None:
+    first, second = (gaussian_blur(torch.randn(1, 1, *shape), 1.5) * 4 for _ in range(2))
+    warped = (0.6 * first + 0.4 * second).requires_grad_()
+    found = []
+    for stride in (1, 2):
+        loss = create_similarity("lncc2" if squared else "lncc", 2.0, stride)(warped, first)
+        found.append((loss.detach(), torch.autograd.grad(loss, warped)[0]))
+    assert 0.05 < found[0][0] < 0.95
+    torch.testing.assert_close(found[1][0], found[0][0], atol=0.01, rtol=0)
+    inner = (..., *(slice(6, -6),) * 3)  # at the border the voxels that count are not in balance
+    agreement = F.cosine_similarity(found[0][1][inner].flatten(), found[1][1][inner].flatten(), dim=0)
+    assert agreement > 0.98
+
+
+def test_a_mask_is_compared_at_every_voxel() -> None:
+    first, second = torch.rand(2, 1, 1, 20, 20, 20)
+    mask = torch.zeros_like(first)
+    mask[..., 5, 7, 9] = 1  # between the voxels of a stride of two
+    assert torch.equal(LNCC(2, stride=2)(first, second, mask), LNCC(2)(first, second, mask))
+
+
+def test_a_stride_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"stride at least 1, got 2\.0 and 0"):
+        LNCC(2.0, stride=0)

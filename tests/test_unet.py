@@ -97,3 +97,18 @@ def test_linear_steps_are_joined_in_evaluation_only() -> None:
     running = unet(*pair)
     unet.train()
     assert (unet(*pair) - running).abs().max() > 1e-3  # normalized by the batch
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_mixed_precision_is_close_forwards_and_backwards(recomputes: bool) -> None:
+    unet, pair = randomized(make_unet()), torch.rand(2, 1, 1, 9, 10, 11)
+    unet.recomputes = recomputes
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            displacement = unet(*pair)
+        displacement.float().square().sum().backward()
+        found.append([displacement.detach().float(), *(parameter.grad.clone() for parameter in unet.parameters())])
+        unet.zero_grad(set_to_none=True)
+    for full, mixed in zip(*found, strict=True):
+        assert 0 < (full - mixed).norm() < 0.05 * full.norm() + 1e-6
