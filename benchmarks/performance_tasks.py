@@ -27,7 +27,7 @@ REFERENCE, HERE = "reference", "here"
 TASKS: dict[str, tuple[str, ...]] = {
     "forward": (REFERENCE, HERE),  # network and map on the grid, forward direction only
     "register": (REFERENCE, HERE),  # both directions, the objective, both transforms for ITK: register_pair
-    "io_step": (REFERENCE, HERE, "here, all kept"),  # of instance optimization of the network
+    "io_step": (REFERENCE, HERE, "here, all kept"),  # of instance optimization of the network, never in bfloat16
     "training_step": (REFERENCE, HERE, "here, all kept"),
     "lncc": (REFERENCE, HERE),  # forward and backward
 }

@@ -99,10 +99,12 @@ def _grid_sample(values: Tensor, grid: Tensor, padding: str, mode: str) -> Tenso
 def _sample_in_parallel(values: Tensor, points: Tensor, padding: str, mode: str) -> Tensor:
     """Sample slabs of the points as a batch: on a CPU, ``grid_sample`` uses one processor for each element of it."""
     batch, depth = points.shape[0], points.shape[2]
-    slabs = min(torch.get_num_threads() // batch, _MOST_SLABS, depth)
-    if points.is_cuda or slabs < 2 or points[0].numel() < _LEAST_SLAB * slabs:
+    slabs = min(torch.get_num_threads() // max(batch, 1), _MOST_SLABS, depth)
+    alone = points.device.type != "cpu" or slabs < 2 or points[0].numel() < _LEAST_SLAB * slabs
+    if alone or torch.jit.is_tracing():
         return _grid_sample(values, _last_axis_first(points), padding, mode)
     size = -(-depth // slabs)
+    slabs = -(-depth // size)
     starts = [min(n * size, depth - size) for n in range(slabs)]  # the last one may overlap: all have one size
     found = []
     for own_values, own_points in zip(values.split(1), points, strict=True):
@@ -239,7 +241,8 @@ def interpolation_matrix(size: int, target: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _interpolation_matrix(size: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return interpolation_matrix(size, target).to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # it outlives the call
+        return interpolation_matrix(size, target).to(device=device, dtype=dtype)
 
 
 def resample_like(values: Tensor, image: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ class RegistrationInferer(Inferer):
                 f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
                 " --optimization field"
             )
-        with keep_freed_memory():
+        # the network has its own switch; coordinates and objectives would suffer from half precision
+        with keep_freed_memory(), torch.autocast(inputs.device.type, enabled=False):
             return self._register(network, ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs))
 
     def _register(self, network: Any, pair: ImagePair) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class _RegionConvolution(torch.autograd.Function):
         gradient = gradients[0].contiguous(memory_format=torch.channels_last_3d)
         if gradient is gradients[0]:
             gradient = gradient.clone()
-        wanted = [*ctx.needs_input_grad[:2], ctx.needs_input_grad[1]]
+        wanted = list(ctx.needs_input_grad[:3])
         found: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         pieces = []
         of_input: Tensor | None = None

@@ -82,10 +82,17 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     found = [_system_memory(Path("/proc/meminfo"))]
     for limit, usage in _CONTAINER_LIMITS:
         try:
-            found.append(int((_CGROUPS / limit).read_text()) - int((_CGROUPS / usage).read_text()))
+            used = int((_CGROUPS / usage).read_text()) - _file_cache((_CGROUPS / usage).with_name("memory.stat"))
+            found.append(int((_CGROUPS / limit).read_text()) - used)
         except (OSError, ValueError):
             continue
     return max(0, min(found))
+
+
+def _file_cache(stat: Path) -> int:
+    """Return the bytes of cached files that a control group would give up at once."""
+    fields = dict(line.split() for line in stat.read_text().splitlines())
+    return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
 
 
 def _system_memory(meminfo: Path) -> int:

@@ -78,8 +78,11 @@ class InBackground(Transform):
         if not self.enabled:
             return dict(self.transform(data))
         self.finish()
-        self._running = self._pool.submit(self.transform, data)
+        self._running = self._pool.submit(self._apply, data)
         return dict(data)
+
+    def _apply(self, data: Mapping[Hashable, Any]) -> None:
+        self.transform(data)  # the result is not kept: it is as large as a case
 
     def finish(self) -> None:
         """Wait for the case at hand; raise what was raised for it."""
@@ -88,13 +91,16 @@ class InBackground(Transform):
             running.result()
 
 
-def run_cases(evaluator: Any, postprocessing: InBackground) -> None:
+def run_cases(evaluator: Any, postprocessing: InBackground, cases: int = 1) -> None:
     """Run an evaluator to the last file; when a case fails, the one before is still finished.
 
     Args:
         evaluator: MONAI engine over the cases.
         postprocessing: its postprocessing.
+        cases: how many there are; 0 does nothing, which MONAI's engines refuse.
     """
+    if cases == 0:
+        return
     try:
         evaluator.run()
     finally:

@@ -95,8 +95,9 @@ class UNet(nn.Module):
     @torch.jit.unused
     def _eager(self, x: Tensor) -> Tensor:
         """Choose how to compute what :meth:`_displacement` defines."""
-        fixed_statistics = all(not norm.training and norm.track_running_stats for norm in self.norm)
-        compute = self._composed if fixed_statistics and min(x.shape[2:]) > 2 else self._displacement
+        # a trace would record the joined convolution as Python
+        joined = all(_is_constant(norm) for norm in self.norm) and min(x.shape[2:]) > 2 and not torch.jit.is_tracing()
+        compute = self._composed if joined else self._displacement
         if not (self.recomputes and torch.is_grad_enabled()):
             return compute(x)
 
@@ -152,7 +153,7 @@ class UNet(nn.Module):
             pooled = F.avg_pool3d(x, 2, ceil_mode=True)
             x = down(F.leaky_relu(x))
             channels = min(x.shape[1], pooled.shape[1])
-            x[:, x.shape[1] - channels :] += pooled[:, :channels]
+            x[:, x.shape[1] - channels :].add_(pooled[:, :channels])
         for up_layer, norm in zip(self.up, self.norm, strict=True):
             up = cast(nn.ConvTranspose3d, up_layer)
             scale, shift = _scale_and_shift(cast(nn.BatchNorm3d, norm))
@@ -169,6 +170,12 @@ class UNet(nn.Module):
         del smooth
         tail = TailWeights(kernel, scale, shift, self.last.weight / 10, cast(Tensor, self.last.bias) / 10)
         return linear_tail(x, skip.shape[2:], tail)
+
+
+def _is_constant(norm: nn.Module) -> bool:
+    """Tell whether a layer multiplies and adds what does not depend on its input."""
+    is_batch_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    return is_batch_norm and not norm.training and bool(norm.affine) and norm.running_mean is not None
 
 
 def _scale_and_shift(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,10 @@ def test_sampling_in_slabs_is_sampling_at_once(batch: int, padding: str, monkeyp
             torch.testing.assert_close(ours, expected)
 
 
-def test_points_and_values_are_not_changed_by_sampling() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_points_and_values_are_not_changed_by_sampling(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c, "_LEAST_SLAB", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     values, points = torch.rand(1, 1, 5, 6, 7), torch.rand(1, 3, 4, 4, 4)
     before = values.clone(), points.clone()
     c.sample(values, points)

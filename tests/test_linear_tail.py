@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scripts.linear_tail import TailWeights, linear_tail, tail_features
+from scripts.linear_tail import TailWeights, _compose, _RegionConvolution, linear_tail, tail_features
 
 CHANNELS, MIDDLE, SKIP = 5, 3, 2
 
@@ -71,10 +71,26 @@ def test_frozen_weights_get_no_gradients() -> None:
         torch.testing.assert_close(value.grad, gradient)
 
 
+def test_gradients_of_the_bias_need_no_other_trained_weights() -> None:
+    inputs, weights = random_case((5, 6, 7))
+    inputs = [value.detach() for value in inputs]
+    partly = weights._replace(**{name: getattr(weights, name).detach() for name in ("up", "scale", "last")})
+    trained = [partly.shift, partly.bias]
+    ours = torch.autograd.grad(linear_tail(tail_features(*inputs), (5, 6, 7), partly).sum(), trained)
+    expected = torch.autograd.grad(step_by_step(inputs, partly).sum(), trained)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_the_features_are_not_changed_by_the_backward_pass() -> None:
     inputs, weights = random_case((6, 6, 6))
     before = [value.detach().clone() for value in inputs]
-    gradient = torch.ones(2, 3, 6, 6, 6, dtype=torch.float64)
-    linear_tail(tail_features(*inputs), (6, 6, 6), weights).backward(gradient)
+    linear_tail(tail_features(*inputs), (6, 6, 6), weights).sum().backward()
     assert all(torch.equal(value, old) for value, old in zip(inputs, before, strict=True))
+
+
+def test_the_gradient_that_comes_in_is_not_changed() -> None:
+    inputs, weights = random_case((6, 6, 6))
+    result = _RegionConvolution.apply(tail_features(*inputs), *_compose(weights, [0, 0, 0]))
+    gradient = torch.ones_like(result).contiguous(memory_format=torch.channels_last_3d)
+    result.backward(gradient)
     assert gradient.eq(1).all()

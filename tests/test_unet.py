@@ -10,6 +10,8 @@
 # limitations under the License.
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,6 +92,12 @@ def test_joined_linear_steps_give_the_same_displacement_and_gradients(
         unet.zero_grad(set_to_none=True)
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-10, rtol=1e-8)
+
+
+def test_a_trace_can_be_saved(tmp_path: Path) -> None:
+    unet, pair = randomized(make_unet()), torch.rand(2, 1, 1, 9, 10, 11)
+    torch.jit.trace(unet, tuple(pair)).save(tmp_path / "unet.ts")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "unet.ts")(*pair), unet(*pair), atol=1e-6, rtol=1e-5)
 
 
 def test_linear_steps_are_joined_in_evaluation_only() -> None:
