@@ -182,5 +182,6 @@ def _plain(image: Tensor) -> Tensor:
 def _require_finite(terms: LossTerms, step: int) -> None:
     if not torch.isfinite(terms.loss):
         raise InputError(
-            f"optimization: the objective became {terms.as_floats()['loss']}; lower learning_rate or check the images"
+            f"optimization: the objective became {terms.as_floats()['loss']} at step {step};"
+            " lower learning_rate or check the images"
         )
