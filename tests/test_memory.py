@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from scripts import memory
-from scripts.memory import available_memory, keep_freed_memory
+from scripts.memory import available_memory, keep_freed_memory, release_freed_memory
 
 
 def page_faults(repeats: int = 20) -> int:
@@ -50,6 +50,7 @@ def resident_bytes() -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
 def test_freed_memory_is_kept_inside_and_given_back_at_the_end() -> None:
     size = 400_000_000
+    release_freed_memory()  # of other tests
     before = resident_bytes()
     with keep_freed_memory():
         torch.ones(size // 4)
