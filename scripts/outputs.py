@@ -94,10 +94,10 @@ class SaveAlld(Transform):
 
 
 class SaveTransformsd(Output):
-    """Write both transforms for ITK and 3D Slicer: forward_transform.h5, inverse_transform.h5."""
+    """Write the transforms for ITK and 3D Slicer: forward_transform.h5, and inverse_transform.h5 if there is one."""
 
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
-        """Write both files."""
+        """Write the files."""
         names = [name for name in ("forward_transform", "inverse_transform") if data.get(name) is not None]
         for name in names:
             write_itk_transform(data[name], folder / f"{name}.h5")
