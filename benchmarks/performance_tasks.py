@@ -42,7 +42,7 @@ def measure(task: str, variant: str, size: int, device: str, precision: str) -> 
     make = _reference if variant == REFERENCE else _here
     work = make(task, pair, variant, precision == "bf16")
     kept: Any = nullcontext()
-    if variant != REFERENCE:
+    if variant != REFERENCE and task != "register":  # which does it itself
         from scripts.memory import keep_freed_memory
 
         kept = keep_freed_memory()
@@ -143,17 +143,17 @@ def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
         recomputing = choose_recomputing(wanted, network, shape, pair[0].device)
         for unet in network.unets:
             unet.recomputes = recomputing  # type: ignore[assignment]
-        optimizer = torch.optim.Adam(network.parameters(), lr=2e-5)
+        optimizer = torch.optim.Adam(network.parameters(), lr=2e-5, fused=True)
         return lambda: optimization_step(network, pair[0], pair[1], loss, optimizer, recomputing)
     recomputing = choose_recomputing(wanted, network, shape, pair[0].device, batch_statistics=True)
-    trained = PairNetwork(network, activation_checkpointing=recomputing).train()
+    trained = PairNetwork(network, activation_checkpointing=recomputing, channels_last=True).train()
     training = PairInferer(loss)
 
     def objective() -> Tensor:
         with precision:
             return total_loss(training(image, trained)).mean()
 
-    return _step(trained, objective)
+    return _step(trained, objective, fused=True)
 
 
 def _randomize(layers: Sequence[Any]) -> None:
@@ -167,8 +167,8 @@ def _without_gradients(work: Work) -> Any:
     return work()
 
 
-def _step(network: torch.nn.Module, objective: Callable[[], Tensor]) -> Work:
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-5)
+def _step(network: torch.nn.Module, objective: Callable[[], Tensor], fused: bool | None = None) -> Work:
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-5, fused=fused)
 
     def work() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -253,7 +253,7 @@ def _network_displacement(network: nn.Module, pair: ImagePair, inverse: bool, am
     for moving, fixed in ((pair.moving, pair.fixed), (pair.fixed, pair.moving))[: 1 + inverse]:
         with torch.autocast(moving.device.type, torch.bfloat16, enabled=amp):
             points = transform_on_grid(network.register(moving, fixed), fixed)  # type: ignore[operator]
-        both.append(points - identity_grid_like(points))
+        both.append(points.sub_(identity_grid_like(points)))
     return torch.cat(both)
 
 

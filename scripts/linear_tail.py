@@ -54,21 +54,24 @@ class TailWeights(NamedTuple):
     """(3,), its bias."""
 
 
-def tail_features(activated: Tensor, interpolated: Tensor, skip: Tensor) -> Tensor:
+def tail_features(below: Tensor, interpolated: Tensor, skip: Tensor) -> Tensor:
     """Join the inputs of :func:`linear_tail`; apart from it, so that they can be freed before.
 
     Args:
-        activated: (B, C, d, h, w), each axis at least 2 long, for the transposed convolution.
+        below: (B, C, d, h, w), each axis at least 2 long; its leaky ReLU is for the transposed convolution.
         interpolated: (B, M, d, h, w), to be brought to twice the size, trilinear between voxel edges.
         skip: (B, S, D, H, W), each axis 2 d or 2 d - 1 long.
 
     Returns:
         (B, C + M + 8 S, d, h, w).
     """
-    odd = _missing(activated.shape[2:], skip.shape[2:])
-    return torch.cat([activated, interpolated, _phases_to_channels(skip, odd)], dim=1).contiguous(
-        memory_format=torch.channels_last_3d
-    )
+    phases = _phases_to_channels(skip, _missing(below.shape[2:], skip.shape[2:]))
+    if torch.is_grad_enabled():
+        joined = torch.cat([F.leaky_relu(below), interpolated, phases], dim=1)
+    else:  # these are the largest tensors of the pass: no copy beside the result
+        joined = torch.cat([below, interpolated, phases], dim=1)
+        F.leaky_relu_(joined[:, : below.shape[1]])
+    return joined.contiguous(memory_format=torch.channels_last_3d)
 
 
 def linear_tail(features: Tensor, shape: Sequence[int], weights: TailWeights) -> Tensor:

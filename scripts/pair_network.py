@@ -31,7 +31,8 @@ class PairNetwork(nn.Module):
         network: :class:`scripts.network.RegistrationNetwork`, or another with the method ``displacements``.
         activation_checkpointing: compute each UNet's activations again in the backward pass instead of keeping them:
             less memory, more time, the same result.
-        channels_last: keep images and weights with channels as the fastest axis, which tensor cores prefer.
+        channels_last: keep images and weights with channels as the fastest axis, which processors and tensor cores
+            prefer.
         freeze_batch_norm: normalize by the weights' running statistics also in training mode, and keep them: what is
             trained is what registers. With a pair or two in a batch, their own statistics lead to weights that only
             work with these.

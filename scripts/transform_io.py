@@ -187,9 +187,14 @@ def to_itk(transform: GridTransform) -> Any:
     Three parts, as the reference writes them: affine (world -> index of the ddf's grid), displacement field
     on the index grid, affine (index of the moving image's like grid -> world). ITK applies the last one added first.
     """
-    components_last = transform.ddf.double().flip(0).permute(1, 2, 3, 0).contiguous()  # (d, h, w) -> ITK's (x, y, z)
+    image = itk.Image[itk.Vector[itk.D, 3], 3].New()
+    image.SetRegions([int(n) for n in reversed(transform.shape)])
+    image.Allocate()
+    components = itk.array_view_from_image(image)  # filled in place: at full size, a copy is hundreds of megabytes
+    for axis in range(3):
+        components[..., axis] = transform.ddf[2 - axis].numpy()  # (d, h, w) -> ITK's (x, y, z)
     field = _itk_class("DisplacementFieldTransform", 3).New()
-    field.SetDisplacementField(itk.image_from_array(components_last.numpy(), is_vector=True))
+    field.SetDisplacementField(image)
     composite = itk.CompositeTransform[itk.D, 3].New()
     composite.AddTransform(_itk_affine(_index_to_lps(transform.moving_affine)))
     composite.AddTransform(field)

@@ -166,7 +166,8 @@ class UNet(nn.Module):
             smooth = smooth * scale.view(-1, 1, 1, 1)
             y += F.interpolate(smooth, scale_factor=2.0, mode="trilinear", align_corners=False)
             x = torch.cat([y[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]], skip], dim=1)
-        x = tail_features(F.leaky_relu(x), smooth, skip)
+            del y
+        x = tail_features(x, smooth, skip)
         del smooth
         tail = TailWeights(kernel, scale, shift, self.last.weight / 10, cast(Tensor, self.last.bias) / 10)
         return linear_tail(x, skip.shape[2:], tail)

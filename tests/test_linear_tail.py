@@ -41,8 +41,8 @@ def random_case(shape: tuple[int, int, int], batch: int = 2) -> tuple[list[Tenso
 
 
 def step_by_step(inputs: list[Tensor], weights: TailWeights) -> Tensor:
-    activated, interpolated, skip = inputs
-    y = F.conv_transpose3d(activated, weights.up, weights.shift, stride=2, padding=1)
+    below, interpolated, skip = inputs
+    y = F.conv_transpose3d(F.leaky_relu(below), weights.up, weights.shift, stride=2, padding=1)
     scaled = interpolated * weights.scale.view(-1, 1, 1, 1)
     y = y + F.interpolate(scaled, scale_factor=2.0, mode="trilinear", align_corners=False)
     y = torch.cat([y[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]], skip], dim=1)
@@ -60,6 +60,15 @@ def test_one_convolution_gives_the_values_and_gradients_of_the_steps(shape: tupl
         found.append([result.detach(), *gradients])
     for ours, expected in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
+
+
+def test_without_gradients_the_result_is_the_same_and_the_inputs_stay_as_they_are() -> None:
+    inputs, weights = random_case((5, 8, 5))
+    before = [value.detach().clone() for value in inputs]
+    with torch.no_grad():
+        ours = linear_tail(tail_features(*inputs), (5, 8, 5), weights)
+        torch.testing.assert_close(ours, step_by_step(inputs, weights), atol=1e-9, rtol=1e-9)
+    assert all(torch.equal(value, old) for value, old in zip(inputs, before, strict=True))
 
 
 def test_frozen_weights_get_no_gradients() -> None:
