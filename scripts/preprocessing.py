@@ -95,8 +95,13 @@ def percentile_value(values: torch.Tensor, percent: float) -> float:
     rank = max(1, min(int(percent / 100 * count), count))
     if rank == 1:
         return float(values.min())
-    # numpy selects many times faster than torch.kthvalue; the order of the copy does not matter
-    return float(np.partition(values.numpy().ravel(order="K"), rank - 1)[rank - 1])
+    # numpy selects many times faster than torch.kthvalue, but not among as many equal values as a background has
+    unordered = values.numpy().ravel(order="K")
+    upper = unordered > unordered.mean(dtype=np.float64)
+    index = rank - 1 - (count - int(np.count_nonzero(upper)))
+    part = unordered[upper] if index >= 0 else unordered[~upper]
+    index = index if index >= 0 else rank - 1
+    return float(np.partition(part, index)[index])
 
 
 class UseMasksd(MapTransform):

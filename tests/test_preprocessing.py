@@ -81,9 +81,11 @@ def test_intensities_equal_the_reference(modality: str, options: dict, masked: b
 def test_percentiles_are_voxel_values_counted_as_in_the_reference() -> None:
     unigradicon = pytest.importorskip("unigradicon", reason="the reference package is a test-only dependency")
     for count in (7, 100, 101, 4096, 5003):
-        values = torch.randn(1, count, 1, 1)
-        for percent in (0, 1, 50, 99, 100):
-            assert percentile_value(values, percent) == unigradicon.quantile(values, percent / 100).item()
+        noise = torch.randn(1, count, 1, 1)
+        background = torch.where(noise > 0.5, noise, 0)
+        for values in (noise, background, -background, torch.zeros_like(noise)):
+            for percent in (0, 1, 50, 60, 70, 80, 99, 100):
+                assert percentile_value(values, percent) == unigradicon.quantile(values, percent / 100).item()
 
 
 def test_network_grid_affine_is_the_image_of_its_voxel_centers(tmp_path: Path) -> None:
