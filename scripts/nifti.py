@@ -23,7 +23,7 @@ from .atomic import replacing
 try:
     from isal.igzip import IGzipFile as GzipFile  # the same format and size in a tenth of the time
 except ImportError:  # it is not there for every processor
-    from gzip import GzipFile
+    from gzip import GzipFile  # type: ignore[assignment]
 
 
 def write_nifti(
