@@ -256,7 +256,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_part(tmp_path: Path, monk
     def full(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nib.Nifti1Image, "to_filename", full)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", full)
     with pytest.raises(InputError, match=r"warped_moving\.nii\.gz' can't be written \(No space left on device\)"):
         WarpMovingd()(data)
     assert list(Path(data["case_dir"]).iterdir()) == []
