@@ -143,7 +143,7 @@ def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
         recomputing = choose_recomputing(wanted, network, shape, pair[0].device)
         for unet in network.unets:
             unet.recomputes = recomputing  # type: ignore[assignment]
-        optimizer = torch.optim.Adam(network.parameters(), lr=2e-5, fused=True)
+        optimizer = torch.optim.Adam(network.parameters(), lr=2e-5)
         return lambda: optimization_step(network, pair[0], pair[1], loss, optimizer, recomputing)
     recomputing = choose_recomputing(wanted, network, shape, pair[0].device, batch_statistics=True)
     trained = PairNetwork(network, activation_checkpointing=recomputing, channels_last=True).train()
@@ -153,7 +153,7 @@ def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
         with precision:
             return total_loss(training(image, trained)).mean()
 
-    return _step(trained, objective, fused=True)
+    return _step(trained, objective)
 
 
 def _randomize(layers: Sequence[Any]) -> None:
@@ -167,8 +167,8 @@ def _without_gradients(work: Work) -> Any:
     return work()
 
 
-def _step(network: torch.nn.Module, objective: Callable[[], Tensor], fused: bool | None = None) -> Work:
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-5, fused=fused)
+def _step(network: torch.nn.Module, objective: Callable[[], Tensor]) -> Work:
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-5)
 
     def work() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -100,7 +100,7 @@ def optimize_network(
         network.eval().requires_grad_(True)
         for unet in unets:
             unet.recomputes = recomputing
-        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
+        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
         # the caller may be an evaluator under no_grad
         with torch.enable_grad(), tqdm(total=steps, desc="network", disable=not progress) as bar:
             for _ in range(steps):
