@@ -28,6 +28,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "forward": (REFERENCE, HERE),  # network and map on the grid, forward direction only
     "register": (REFERENCE, HERE),  # both directions, the objective, both transforms for ITK: register_pair
     "io_step": (REFERENCE, HERE, "here, all kept"),  # of instance optimization of the network, never in bfloat16
+    "io_50_steps": (REFERENCE, HERE),
     "training_step": (REFERENCE, HERE, "here, all kept"),
     "lncc": (REFERENCE, HERE),  # forward and backward
 }
@@ -96,7 +97,7 @@ def _reference(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Wo
         images = [itk.image_from_array(image[0, 0].cpu().numpy()) for image in pair]
         return lambda: icon.itk_wrapper.register_pair(model, *images)
     model.train(task == "training_step")
-    return _step(model, lambda: model(*pair).all_loss)
+    return _repeated(_step(model, lambda: model(*pair).all_loss), task)
 
 
 def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
@@ -137,14 +138,14 @@ def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
 
         return lambda: _without_gradients(register)
     loss = GradICONLoss(lncc)
-    if task == "io_step":
+    if task in ("io_step", "io_50_steps"):
         from scripts.network_optimization import optimization_step
 
         recomputing = choose_recomputing(wanted, network, shape, pair[0].device)
         for unet in network.unets:
             unet.recomputes = recomputing  # type: ignore[assignment]
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-5)
-        return lambda: optimization_step(network, pair[0], pair[1], loss, optimizer, recomputing)
+        return _repeated(lambda: optimization_step(network, pair[0], pair[1], loss, optimizer, recomputing), task)
     recomputing = choose_recomputing(wanted, network, shape, pair[0].device, batch_statistics=True)
     trained = PairNetwork(network, activation_checkpointing=recomputing, channels_last=True).train()
     training = PairInferer(loss)
@@ -176,6 +177,10 @@ def _step(network: torch.nn.Module, objective: Callable[[], Tensor]) -> Work:
         optimizer.step()
 
     return work
+
+
+def _repeated(step: Work, task: str) -> Work:
+    return (lambda: [step() for _ in range(50)] and None) if task == "io_50_steps" else step
 
 
 def _similarity_step(similarity: Callable[..., Any], pair: Sequence[Tensor]) -> Work:

@@ -1,0 +1,129 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A local datastore that refuses ids which are paths, and files that are no usable images or labels.
+
+MONAI Label joins ids and tags into paths unchecked, and stores whatever is uploaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import itk
+import numpy as np
+from monailabel.datastore.local import LocalDatastore
+
+from monailabel_app.label_info import check_label_info
+from monailabel_app.request_errors import RequestError, check_id, plain_errors
+from scripts.reading import itk_reason
+from scripts.validation import check_header
+
+EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
+_SUFFIXES = tuple(extension[1:] for extension in EXTENSIONS)
+GRID_TOLERANCE = 1e-3  # mm: files of different formats round geometry differently
+
+
+class CheckedDatastore(LocalDatastore):
+    """MONAI Label's local datastore, with checks before anything is stored."""
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Store an image.
+
+        Raises:
+            RequestError: an id that is a path or taken, a format that is not known, or a file that can't be read.
+        """
+        name = check_id("image", image_id or self._to_id(image_filename.rsplit("/", 1)[-1])[0])
+        if name in self.list_images():
+            raise RequestError(f"image: '{name}' is there already; DELETE it first, or choose another id", 409)
+        check_volume_file("image", image_filename)
+        return str(super().add_image(name, image_filename, image_info))
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Store the label of an image.
+
+        Raises:
+            RequestError: an unknown image, a tag that is a path, a file that can't be read, values that are not whole
+                numbers, another grid than the image's, or a wrong ``label_info``.
+        """
+        self._known(image_id)
+        check_id("tag", label_tag)
+        check_label_info(label_info or {})
+        label = check_volume_file("label", label_filename)
+        values = itk.array_view_from_image(label)
+        if values.dtype.kind == "f" and not np.array_equal(values, np.round(values)):
+            raise RequestError("label: its values are not all whole numbers; save a label map, not probabilities")
+        if values.min() < 0:
+            raise RequestError(f"label: it has the value {values.min()}; label values are 0 and above")
+        image = itk.imread(self.get_image_uri(image_id))
+        if not same_grid(image, label):
+            raise RequestError(
+                f"label: its grid ({_size(label)} voxels) is not that of '{image_id}' ({_size(image)} voxels) in size,"
+                " spacing, origin or direction; resample the label onto the image"
+            )
+        return str(super().save_label(image_id, label_filename, label_tag, label_info))
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image with its labels."""
+        self._known(image_id)
+        super().remove_image(image_id)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Remove a label."""
+        self._known(label_id, label_tag)
+        super().remove_label(label_id, label_tag)
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to the info of an image."""
+        self._known(image_id)
+        super().update_image_info(image_id, info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to the info of a label."""
+        self._known(label_id, label_tag)
+        check_label_info(info)
+        super().update_label_info(label_id, label_tag, info)
+
+    def _known(self, image_id: str, tag: str | None = None) -> None:
+        check_id("image", image_id)
+        if image_id not in self.list_images():
+            raise RequestError(f"image: there is no study '{image_id}'", 404)
+        if tag is not None and not self.get_label_uri(image_id, check_id("tag", tag)):
+            raise RequestError(f"label: '{image_id}' has no label with the tag '{tag}'", 404)
+
+
+def check_volume_file(option: str, path: str) -> Any:
+    """Read a file and return the ITK image.
+
+    Raises:
+        RequestError: no 3-D volume of scalars, or damaged.
+    """
+    if not path.endswith(_SUFFIXES):
+        raise RequestError(f"{option}: expected a file that ends in {', '.join(_SUFFIXES)}")
+    with plain_errors({path: "the file"}):
+        check_header(option, path)
+    try:
+        return itk.imread(path)
+    except RuntimeError as error:
+        raise RequestError(f"{option}: the file can't be read: {itk_reason(error).replace(path, 'it')}") from error
+
+
+def same_grid(image: Any, other: Any) -> bool:
+    """Return whether two ITK images have the same voxels at the same places, to :data:`GRID_TOLERANCE` at the corners."""
+    if itk.size(image) != itk.size(other):
+        return False
+    last = [int(n) - 1 for n in itk.size(image)]
+    corners = [[last[axis] if (corner >> axis) & 1 else 0 for axis in range(3)] for corner in range(8)]
+    points = [np.array([list(i.TransformIndexToPhysicalPoint(corner)) for corner in corners]) for i in (image, other)]
+    return bool(np.abs(points[0] - points[1]).max() < GRID_TOLERANCE)
+
+
+def _size(image: Any) -> str:
+    return " x ".join(str(int(n)) for n in itk.size(image))

@@ -1,0 +1,163 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The app that ``monailabel start_server --app monailabel_app --studies DIR`` loads; docs/monailabel.md explains it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monailabel.config import settings as server_settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+
+if str(Path(__file__).resolve().parents[1]) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from monailabel_app.app_settings import read_settings
+from monailabel_app.atlases import StudySimilarity
+from monailabel_app.batch_task import PropagateLabel
+from monailabel_app.checked_datastore import EXTENSIONS, CheckedDatastore
+from monailabel_app.infer_task import RegisterStudy
+from monailabel_app.request_errors import RequestError, check_id
+from monailabel_app.strategy import WorstRegistered
+from monailabel_app.studies import FINAL
+from monailabel_app.train_task import FineTune
+
+logger = logging.getLogger(__name__)
+
+MODEL = "unigradicon"
+
+
+class UniGradICON(MONAILabelApp):
+    """Annotate by registration.
+
+    Args:
+        app_dir: folder of main.py; nothing is written there.
+        studies: folder of the studies, or the address of a DICOMweb server.
+        conf: of ``--conf``, see :mod:`monailabel_app.app_settings`.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        self.app_settings = read_settings(conf, studies)
+        self.similarity = StudySimilarity(self.app_settings)
+        work = self.app_settings.work_dir
+        # uploads, sessions and DICOM files of MONAI Label itself go to the work folder, too
+        tempfile.tempdir = str(self.app_settings.temporary_dir)
+        server_settings.MONAI_LABEL_SESSION_PATH = server_settings.MONAI_LABEL_SESSION_PATH or str(work / "sessions")
+        cache = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(work / "dicomweb")
+        server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH = cache
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=dict(conf),
+            name="uniGradICON",
+            description="Annotate by registration: labelled studies give new ones their labels",
+        )
+
+    def init_datastore(self) -> Datastore:
+        """Return the datastore; a local one checks ids and files."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return CheckedDatastore(
+            self.studies,
+            extensions=list(EXTENSIONS),
+            auto_reload=server_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=server_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, Any]:
+        """Return the model."""
+        return {MODEL: RegisterStudy(self.app_settings, self.datastore, self.similarity)}
+
+    def init_trainers(self) -> dict[str, Any]:
+        """Return the trainer."""
+        return {MODEL: FineTune(self.app_settings)}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Return the strategy, and MONAI Label's random choice."""
+        return {"worst_registered": WorstRegistered(self.app_settings, self.similarity), **super().init_strategies()}
+
+    def init_batch_infer(self) -> Any:
+        """Return the batch."""
+        return PropagateLabel()
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Serve one request; ``image`` is an id of the datastore, or a file that the server itself has just received.
+
+        Raises:
+            RequestError: an id that is a path or unknown, an unknown model, a wrong option.
+        """
+        store = datastore or self.datastore()
+        given = dict(request)
+        if given.get("model") not in self._infers:
+            raise RequestError(f"model: there is no '{str(given.get('model'))[:60]}'; use {MODEL}", 404)
+        image = given.get("image")
+        save, tag = bool(given.pop("save_label", False)), given.get("label_tag") or DefaultLabelTag.ORIGINAL.value
+        if self._was_received(image):
+            given["image_id"], save = None, False
+        else:
+            if check_id("image", image) not in store.list_images():
+                raise RequestError(f"image: there is no study '{image}'", 404)
+            given["image_id"], given["image"] = image, store.get_image_uri(image)
+        if save:
+            self._check_saving(store, str(image), str(getattr(tag, "value", tag)), given)
+        # MONAI Label takes an existing file as it is, and saves nothing for it
+        answer = dict(super().infer(given, store))
+        if save:
+            params = answer["params"]
+            info = {"model": MODEL, "params": params, "label_info": params.get("label_info", [])}
+            answer["label"] = store.save_label(image, answer["file"], str(getattr(tag, "value", tag)), info)
+            answer["tag"] = str(getattr(tag, "value", tag))
+        return answer
+
+    def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Refuse: slides can't be registered here."""
+        raise RequestError("whole slide images can't be registered; use /infer", 404)
+
+    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Serve one request for many studies."""
+        if request.get("result", "label") not in ("label", ["label"]):
+            raise RequestError("result: a batch stores labels; ask /infer for other results")
+        return dict(super().batch_infer(dict(request), datastore))
+
+    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Fine-tune."""
+        if request.get("model") not in self._trainers:
+            raise RequestError(f"model: there is no '{str(request.get('model'))[:60]}' to train; use {MODEL}", 404)
+        return dict(super().train(dict(request)))
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the next study to label."""
+        if request.get("strategy") not in self._strategies:
+            known = ", ".join(self._strategies)
+            raise RequestError(f"strategy: expected one of {known}, got '{str(request.get('strategy'))[:60]}'", 404)
+        return dict(super().next_sample(dict(request)))
+
+    def _was_received(self, image: Any) -> bool:
+        """Return whether a path is that of an upload or a session, where only the server itself puts files."""
+        if not isinstance(image, str) or not Path(image).is_absolute() or not Path(image).exists():
+            return False
+        path = Path(image).resolve()
+        uploads = self.app_settings.temporary_dir
+        sessions = Path(server_settings.MONAI_LABEL_SESSION_PATH).resolve()
+        return path.parent == uploads or path.is_relative_to(sessions)
+
+    def _check_saving(self, store: Datastore, image: str, tag: str, request: Mapping[str, Any]) -> None:
+        if request.get("result", "label") not in ("label", ["label"]):
+            raise RequestError("save_label: only a label can be saved; leave result out, or save_label")
+        check_id("label_tag", tag)
+        if tag == FINAL and store.get_label_uri(image, tag):
+            raise RequestError(f"label_tag: '{image}' has a final label, which is not overwritten; use 'original'", 409)

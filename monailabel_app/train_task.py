@@ -1,0 +1,237 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Train: fine-tune on the datastore with the bundle's own training config, and publish the result under a name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+
+from monailabel_app.app_settings import BUNDLE_ROOT, AppSettings
+from monailabel_app.label_info import conflicts
+from monailabel_app.registration import release_memory
+from monailabel_app.request_errors import RequestError, check_id, plain_errors
+from monailabel_app.studies import Study, find_study
+from scripts.atomic import replacing
+from scripts.checkpoints import MODEL_FILES
+
+logger = logging.getLogger(__name__)
+
+# default, lowest, highest
+RANGES: dict[str, tuple[float, float, float]] = {
+    "max_epochs": (20, 1, 10_000),
+    "pairs_per_epoch": (20, 1, 10_000),
+    "val_split": (0.2, 0.0, 0.9),
+    "learning_rate": (5e-5, 1e-8, 1e-1),
+    "dice_weight": (1.0, 0.0, 100.0),
+}
+WHOLE = ("max_epochs", "pairs_per_epoch")
+RESERVED = {*MODEL_FILES, "none", "auto", "fuse"}
+FEW_LABELS = 4  # with fewer, none can be held out for validation
+
+
+class FineTune(TrainTask):
+    """Fine-tuning of the network.
+
+    Args:
+        settings: of the app.
+    """
+
+    def __init__(self, settings: AppSettings) -> None:
+        super().__init__("Fine-tunes the network on pairs of all studies; labels add a Dice term")
+        self.settings = settings
+
+    def config(self) -> dict[str, Any]:
+        """Return the options of clients' panels."""
+        defaults = {name: int(values[0]) if name in WHOLE else values[0] for name, values in RANGES.items()}
+        start = [name for name in self.settings.weights_by_name() if name != "none"]
+        return {"name": "", **defaults, "weights": start, "resume": False}
+
+    def stats(self) -> dict[str, Any]:
+        """Return facts of the models that were trained here, by name."""
+        return {path.stem: json.loads(path.read_text()) for path in sorted(self.settings.models_dir.glob("*.json"))}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, and publish the best weights as ``name``.
+
+        Args:
+            request: ``name``, ``weights`` to start from, ``resume``, and the numbers of :data:`RANGES`.
+            datastore: whose images are trained on.
+
+        Returns:
+            the facts of the new model.
+
+        Raises:
+            RequestError: a wrong value, too few images, labels whose values mean different things.
+        """
+        numbers = {name: _number(request, name) for name in RANGES}
+        resume = str(request.get("resume", False)).lower() in ("true", "1", "yes")
+        name = self._name(request, resume)
+        weights = self._weights(request)
+        studies = [find_study(datastore, s, "image", self.settings.modality) for s in sorted(datastore.list_images())]
+        labelled = [study for study in studies if study.label]
+        if len(studies) < 2:
+            raise RequestError(f"training needs two images at least; the datastore has {len(studies)}")
+        conflict = conflicts({study.id: study.label_names() for study in labelled})
+        if conflict:
+            raise RequestError(f"labels can't be trained on together: {conflict}; give each structure one value")
+        training, validation = split(studies, numbers["val_split"])
+        dice = numbers["dice_weight"] if sum(study.label is not None for study in training) >= 2 else 0.0
+        folder = self.settings.training_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        lists = {"train_datalist": folder / "train.json", "val_datalist": folder / "val.json"}
+        for path, part in zip(lists.values(), (training, validation), strict=True):
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps([_entry(study) for study in part], indent=1))
+        logger.info(
+            "training '%s': %d images, %d of them with labels; validation: %d; Dice weight %g",
+            *(name, len(training), sum(s.label is not None for s in training), len(validation), dice),
+        )
+        options = {
+            **{option: str(path) for option, path in lists.items()},
+            **weights,
+            "max_epochs": int(numbers["max_epochs"]),
+            "pairs_per_epoch": int(numbers["pairs_per_epoch"]),
+            "learning_rate": numbers["learning_rate"],
+            "dice_weight": dice,
+            "ckpt_dir": str(folder / "run"),
+            "resume": resume,
+            "device": self.settings.device,
+        }
+        names = {study.image: f"'{study.id}'" for study in studies}
+        try:
+            with plain_errors({**names, str(self.settings.work_dir): "the work folder"}):
+                metrics = _train(options)
+        finally:
+            release_memory(self.settings.device)
+        facts = {
+            "name": name,
+            "started_from": next(iter(weights.values())) if "model" in weights else Path(weights["init_ckpt"]).stem,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "epochs": int(numbers["max_epochs"]),
+            "images": [study.id for study in training],
+            "labelled": [study.id for study in training if study.label],
+            "validated_on": [study.id for study in validation],
+            "held_out": not {study.id for study in training} & {study.id for study in validation},
+            "dice_weight": dice,
+            "last_validation": metrics,
+        }
+        publish(folder / "run", self.settings.models_dir / f"{name}.pt", facts)
+        logger.info("published '%s': ask for it with weights '%s'", name, name)
+        return facts
+
+    def _name(self, request: Mapping[str, Any], resume: bool) -> str:
+        given = request.get("name") or ""
+        if not given and resume:
+            raise RequestError("resume: give the name of the training that was stopped")
+        if given:
+            name = check_id("name", given)
+            if name in RESERVED or not re.fullmatch(r"[\w.+-]+", name):
+                raise RequestError(f"name: '{name}' can't be a model's name; use letters, digits, _ . + -")
+            if (self.settings.models_dir / f"{name}.pt").exists():
+                raise RequestError(f"name: there is a model '{name}' already; choose another name", 409)
+            exists = (self.settings.training_dir / name).exists()
+            if exists and not resume:
+                raise RequestError(f"name: a training '{name}' was stopped; go on with resume, or choose another", 409)
+            if resume and not exists:
+                raise RequestError(f"resume: there is no training '{name}'", 404)
+            return name
+        return time.strftime("finetuned-%Y%m%d-%H%M%S")
+
+    def _weights(self, request: Mapping[str, Any]) -> dict[str, str]:
+        """Return train.yaml's options for the weights to start from."""
+        known = {name: value for name, value in self.settings.weights_by_name().items() if name != "none"}
+        given = request.get("weights")
+        given = given[0] if isinstance(given, list) and given else given
+        name = given or next(iter(known))
+        if name not in known:
+            raise RequestError(f"weights: expected one of {', '.join(known)}, got {str(name)[:60]!r}")
+        options = known[name]
+        return {"init_ckpt": options["ckpt_path"]} if "ckpt_path" in options else dict(options)
+
+
+def split(studies: Sequence[Study], val_split: float) -> tuple[list[Study], list[Study]]:
+    """Divide studies into those to train on and those to validate on; labelled ones are held out where there are enough.
+
+    Args:
+        studies: all of them.
+        val_split: share of the labelled ones that is held out, at least two; 0 validates on what is trained on.
+    """
+    labelled = [study for study in studies if study.label]
+    if val_split > 0 and len(labelled) >= FEW_LABELS:
+        count = min(max(2, round(val_split * len(labelled))), len(labelled) - 2)
+        held_out = labelled[-count:]
+        return [study for study in studies if study not in held_out], held_out
+    seen = labelled if len(labelled) >= 2 else list(studies)
+    logger.warning("validation is on images that are trained on: too few labels to hold any out")
+    return list(studies), seen[:FEW_LABELS]
+
+
+def publish(run: Path, target: Path, facts: Mapping[str, Any]) -> None:
+    """Copy the best weights of a run, without the optimizer, under the model's name, and write what is known of it."""
+    source = next(path for path in (run / "best.pt", run / "last.pt") if path.is_file())
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    with replacing(target.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1))
+    with replacing(target) as temporary:
+        torch.save({key: content[key] for key in ("model", "network") if key in content}, temporary)
+
+
+def _train(options: Mapping[str, Any]) -> dict[str, float]:
+    """Run the bundle's fine-tuning; return the figures of the last validation."""
+    configs = BUNDLE_ROOT / "configs"
+    path = list(sys.path)
+    try:
+        workflow = ConfigWorkflow(
+            config_file=[str(configs / "train.yaml"), str(configs / "finetune.yaml")],
+            workflow_type="train",
+            logging_file=False,
+            bundle_root=str(BUNDLE_ROOT),
+            progress=False,
+            **options,
+        )
+        workflow.initialize()
+        workflow.run()
+        metrics = workflow.parser.get_parsed_content("validate::evaluator").state.metrics
+        return {name: round(float(value), 5) for name, value in metrics.items() if isinstance(value, (int, float))}
+    finally:
+        sys.path[:] = path
+
+
+def _entry(study: Study) -> dict[str, str]:
+    entry = {"subject": study.id, "image": study.image, "modality": study.modality}
+    return {**entry, "label": study.label} if study.label else entry
+
+
+def _number(request: Mapping[str, Any], name: str) -> float:
+    default, lowest, highest = RANGES[name]
+    value = request.get(name)
+    if value is None or value == "":
+        return default
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not lowest <= number <= highest or (name in WHOLE and number != int(number)):
+        kind = "a whole number" if name in WHOLE else "a number"
+        raise RequestError(f"{name}: expected {kind} from {lowest:g} to {highest:g}, got {str(value)[:60]!r}")
+    return number
