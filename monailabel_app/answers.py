@@ -27,7 +27,7 @@ _TYPES = ("uint8", "int16", "uint16", "int32")  # narrowest first
 
 
 def label_type(values: np.ndarray, wanted: str | None, present: np.dtype | type) -> np.dtype:
-    """Return the type of a label file: the wanted one, else that of the file, else the narrowest one that holds the values.
+    """Return the type of a label file: the wanted one, else the present one, else the narrowest that holds the values.
 
     Args:
         values: those that occur.

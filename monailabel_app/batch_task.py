@@ -29,7 +29,7 @@ class PropagateLabel(BatchInferTask):
     """MONAI Label's batch, with checked ids, one study at a time; a study that fails does not end the others."""
 
     def get_images(self, request: Mapping[str, Any], datastore: Datastore) -> list[str]:
-        """Return the studies: a list of ids in ``images``, or ``all``, ``labeled``, ``unlabeled``; never ``moving`` itself.
+        """Return the studies: a list of ids in ``images``, or ``all``, ``labeled``, ``unlabeled``; never ``moving``.
 
         Raises:
             RequestError: an id that is a path or unknown, or nothing is left.

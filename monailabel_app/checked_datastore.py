@@ -116,7 +116,7 @@ def check_volume_file(option: str, path: str) -> Any:
 
 
 def same_grid(image: Any, other: Any) -> bool:
-    """Return whether two ITK images have the same voxels at the same places, to :data:`GRID_TOLERANCE` at the corners."""
+    """Return whether two ITK images have the same voxels at the same places, to :data:`GRID_TOLERANCE`."""
     if itk.size(image) != itk.size(other):
         return False
     last = [int(n) - 1 for n in itk.size(image)]

@@ -159,7 +159,9 @@ class RegisterStudy(InferTask):
     ) -> tuple[Path, Names, str | None]:
         """Vote over the warped labels, all on the fixed grid."""
         read = [itk.imread(str(folder / str(number) / FILES["label"])) for number in range(len(moving))]
-        labels, names = unite((itk.array_from_image(image), study.label_names()) for image, study in zip(read, moving))
+        labels, names = unite(
+            (itk.array_from_image(image), study.label_names()) for image, study in zip(read, moving, strict=True)
+        )
         weights = None
         if options.vote == "local":
             warped = [itk.imread(str(folder / str(number) / FILES["warped"])) for number in range(len(moving))]

@@ -89,7 +89,7 @@ def unite(labels: Iterable[tuple[np.ndarray, Names]]) -> tuple[list[np.ndarray],
                     taken.add(known)
                 common[known] = name
             if known != value:
-                result = result.astype(np.int32) if known > np.iinfo(np.int16).max else result.astype(np.int32)
+                result = result.astype(np.int32)
                 result[label == value] = known
         united.append(result)
     return united, common

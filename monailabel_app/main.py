@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -59,6 +60,7 @@ class UniGradICON(MONAILabelApp):
         server_settings.MONAI_LABEL_SESSION_PATH = server_settings.MONAI_LABEL_SESSION_PATH or str(work / "sessions")
         cache = server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(work / "dicomweb")
         server_settings.MONAI_LABEL_DICOMWEB_CACHE_PATH = cache
+        os.environ.pop("MONAI_LABEL_CORS_ORIGINS", None)  # MONAI Label's own subprocesses fail with it
         super().__init__(
             app_dir=app_dir,
             studies=studies,

@@ -54,8 +54,8 @@ def check_id(option: str, value: Any) -> str:
         or re.search(r"[/\\:\x00-\x1f\x7f]", value)
     ):
         raise RequestError(
-            f"{option}: {value[:60]!r} can't be an id; ids have no separators, no '..', no leading '.' or '~' and at most"
-            f" {LONGEST_ID} characters; name a study of the datastore, not a file"
+            f"{option}: {value[:60]!r} can't be an id; ids have no separators, no '..', no leading '.' or '~' and at"
+            f" most {LONGEST_ID} characters; name a study of the datastore, not a file"
         )
     return value
 

@@ -26,11 +26,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BUNDLE_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(BUNDLE_ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.atomic import replacing
 from scripts.errors import InputError
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 
 STUB = """import sys
 
@@ -50,7 +51,9 @@ def main(words: Sequence[str] | None = None) -> None:
     given, others = parser.parse_known_args(words)
     conf = dict(given.conf) | ({"work_dir": given.work_dir} if given.work_dir else {})
     origins = [f"http://{host}:{given.port}" for host in ("127.0.0.1", "localhost")]
-    os.environ.setdefault("MONAI_LABEL_CORS_ORIGINS", json.dumps(origins))
+    # MONAI Label can't start with this setting in the environment (its addresses are no JSON), but takes it from here
+    wanted = os.environ.pop("MONAI_LABEL_CORS_ORIGINS", None)
+    origins = json.loads(wanted) if wanted else origins
 
     from monailabel_app.app_settings import read_settings
 
@@ -63,8 +66,10 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from error
     conf["work_dir"] = str(settings.work_dir)
 
-    from monailabel.main import Main  # reads the environment when it is imported
+    from monailabel.config import settings as server_settings
+    from monailabel.main import Main
 
+    server_settings.MONAI_LABEL_CORS_ORIGINS = origins
     options = [word for pair in conf.items() for word in ("--conf", *pair)]
     place = ["--app", str(app), "--studies", given.studies, "--host", given.host, "--port", given.port]
     sys.argv = ["monailabel", "start_server", *place, *options, *others]

@@ -46,7 +46,7 @@ class WorstRegistered(Strategy):
         self.settings, self.similarity = settings, similarity
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """Return ``id`` and ``weight`` (1 - correlation with the closest labelled study), or None if all are labelled."""
+        """Return ``id`` and ``weight`` (1 - correlation with the closest labelled study); None if all are labelled."""
         own = request.get("strategy", "")
         now = time.time()
         handed_out = {

@@ -170,7 +170,7 @@ class FineTune(TrainTask):
 
 
 def split(studies: Sequence[Study], val_split: float) -> tuple[list[Study], list[Study]]:
-    """Divide studies into those to train on and those to validate on; labelled ones are held out where there are enough.
+    """Divide studies into those to train on and those to validate on; labelled ones are held out if they suffice.
 
     Args:
         studies: all of them.

@@ -1,0 +1,204 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What must not be served: each is refused with one line, and the server goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import itk
+import numpy as np
+import pytest
+import requests
+
+from monailabel_app.tests.server import MODEL, Server
+from monailabel_app.tests.studies import Studies
+
+TRICKS = ("../secret", "a/b", "/etc/passwd", "..", "a\\b", "C:x", "~root", "a\nb", ".hidden", "x" * 300)
+
+
+@pytest.fixture
+def secret(server: Server) -> Path:
+    """Return a readable image outside the datastore."""
+    path = server.work_dir.parent / "secret.nii.gz"
+    if not path.exists():
+        itk.imwrite(itk.image_from_array(np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)), str(path))
+    return path
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_moving_is_an_id(server: Server, studies: Studies, trick: str) -> None:
+    answer = server.infer(studies.open, moving=trick)
+    assert answer.status_code == 400
+    assert "can't be an id" in answer.json()["detail"]
+
+
+def test_paths_of_readable_files_are_refused_everywhere(server: Server, studies: Studies, secret: Path) -> None:
+    for answer in (
+        server.infer(str(secret), moving="atlas_a"),
+        server.infer("../secret", moving="atlas_a"),
+        server.infer(studies.open, moving="atlas_a", image=str(secret)),  # params overwrite the query
+        server.infer(studies.open, moving=str(secret), result="warped"),
+        requests.post(f"{server.url}/infer/wsi/{MODEL}", params={"image": str(secret)}, json={}, timeout=60),
+        requests.post(f"{server.url}/batch/infer/{MODEL}?run_sync=true", json={"images": [str(secret)]}, timeout=60),
+    ):
+        assert 400 <= answer.status_code < 500, answer.text
+        assert str(secret.parent) not in answer.text.replace(str(secret), "") or answer.status_code == 400
+
+
+def test_a_relative_name_in_the_servers_folder_is_no_study(server: Server, studies: Studies) -> None:
+    answer = server.infer("server.log", moving="atlas_a")  # the server's working folder holds it
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"steps": 501}, "steps: expected 1 to 500"),
+        ({"steps": -1}, "steps: expected a whole number"),
+        ({"steps": 1e99}, "steps"),
+        ({"steps": "many"}, "steps: expected a whole number"),
+        ({"atlases": 99}, "atlases: expected 2 to 10"),
+        ({"result": "everything"}, "result: expected one of"),
+        ({"similarity": "$import os"}, "similarity: expected one of"),
+        ({"weights": "../../x.pt"}, "weights: expected one of"),
+        ({"preset": {"a": 1}}, "preset: expected one of"),
+        ({"result_extension": ".exe"}, "result_extension: expected one of"),
+        ({"result_dtype": "object"}, "result_dtype: expected one of"),
+        ({"moving": "open"}, "is the open study itself"),
+        ({"moving": "later_1"}, "has no final label"),
+        ({"moving": "fuse", "result": "warped"}, "with moving 'fuse' only 'label'"),
+        ({"moving_modality": "pet"}, "moving_modality: expected ct or mr"),
+    ],
+)
+def test_wrong_options(server: Server, studies: Studies, params: dict, words: str) -> None:
+    answer = server.infer(studies.open, **{"moving": "atlas_a", **params})
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+
+
+def test_unknown_ids_are_not_found(server: Server, studies: Studies) -> None:
+    assert server.infer(studies.open, moving="nobody").status_code == 404
+    assert server.infer("nobody", moving="atlas_a").status_code == 404
+    wrong = requests.post(
+        f"{server.url}/infer/other", params={"image": studies.open}, data={"params": "{}"}, timeout=60
+    )
+    assert wrong.status_code == 404
+    assert requests.post(f"{server.url}/activelearning/other", json={}, timeout=60).status_code == 404
+
+
+def test_uploads_must_be_volumes(server: Server, studies: Studies, tmp_path: Path) -> None:
+    whole = studies.images[studies.open].read_bytes()
+    flat = tmp_path / "flat.nii.gz"
+    itk.imwrite(itk.image_from_array(np.zeros((8, 8), np.float32)), str(flat))
+    for name, content in (
+        ("cut.nii.gz", whole[: len(whole) // 2]),
+        ("text.nii.gz", b"this is no image"),
+        ("empty.nii.gz", b""),
+        ("flat.nii.gz", flat.read_bytes()),
+        ("program.exe", whole),
+    ):
+        answer = requests.put(
+            f"{server.url}/datastore/image", params={"image": "bad"}, files={"file": (name, content)}, timeout=60
+        )
+        assert answer.status_code == 400, (name, answer.text)
+        assert "Traceback" not in answer.text
+    assert "bad" not in requests.get(f"{server.url}/datastore/?output=all", timeout=60).json()["objects"]
+
+
+@pytest.mark.parametrize("trick", ["../../stolen", "a/b", "..", ".hidden"])
+def test_uploads_stay_in_the_datastore(server: Server, studies: Studies, trick: str) -> None:
+    before = sorted(path for path in server.work_dir.parent.rglob("*") if "log" not in path.name)
+    content = {"file": ("x.nii.gz", studies.images[studies.open].read_bytes())}
+    answer = requests.put(f"{server.url}/datastore/image", params={"image": trick}, files=content, timeout=60)
+    assert answer.status_code == 400
+    label = {"label": ("x.nii.gz", studies.labels["atlas_a"].read_bytes())}
+    where = {"image": "atlas_a", "tag": trick}
+    answer = requests.put(f"{server.url}/datastore/label", params=where, files=label, timeout=60)
+    assert answer.status_code == 400
+    assert sorted(path for path in server.work_dir.parent.rglob("*") if "log" not in path.name) == before
+
+
+def test_an_image_is_not_overwritten(server: Server, studies: Studies) -> None:
+    content = {"file": ("x.nii.gz", studies.images["atlas_b"].read_bytes())}
+    answer = requests.put(f"{server.url}/datastore/image", params={"image": "atlas_a"}, files=content, timeout=60)
+    assert answer.status_code == 409
+
+
+def test_labels_must_fit_their_image(server: Server, studies: Studies, tmp_path: Path) -> None:
+    image = itk.imread(str(studies.images["later_2"]))
+    halves = itk.image_from_array(np.full(itk.array_view_from_image(image).shape, 0.5, np.float32))
+    halves.CopyInformation(image)
+    itk.imwrite(halves, str(tmp_path / "halves.nii.gz"))
+    good = studies.labels["later_2"].read_bytes()
+    for content, params, words in (
+        (studies.labels["atlas_a"].read_bytes(), {}, "its grid"),
+        ((tmp_path / "halves.nii.gz").read_bytes(), {}, "not all whole numbers"),
+        (good[:2000], {}, "can't be read"),
+        (good, {"label_info": "liver"}, "label_info"),
+        (good, {"label_info": [{"name": 3, "idx": "x"}]}, "label_info"),
+    ):
+        answer = requests.put(
+            f"{server.url}/datastore/label",
+            params={"image": "later_2", "tag": "final"},
+            data={"params": json.dumps(params)},
+            files={"label": ("l.nii.gz", content)},
+            timeout=60,
+        )
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["detail"]
+    unknown = requests.put(
+        f"{server.url}/datastore/label",
+        params={"image": "nobody", "tag": "final"},
+        files={"label": ("l.nii.gz", good)},
+        timeout=60,
+    )
+    assert unknown.status_code == 404
+
+
+def test_a_final_label_is_not_overwritten_by_the_model(server: Server, studies: Studies) -> None:
+    answer = server.infer("atlas_b", moving="atlas_a", save_label=True, label_tag="final")
+    assert answer.status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"max_epochs": 0}, "max_epochs"),
+        ({"max_epochs": 1.5}, "max_epochs"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+        ({"name": "../x"}, "can't be an id"),
+        ({"name": "default"}, "can't be a model's name"),
+        ({"weights": "nothing"}, "weights: expected one of"),
+        ({"resume": True}, "resume: give the name"),
+    ],
+)
+def test_wrong_training_requests(server: Server, body: dict, words: str) -> None:
+    answer = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert words in answer.json()["detail"]
+
+
+def test_an_uploaded_image_is_registered_and_forgotten(server: Server, studies: Studies) -> None:
+    files = {"file": ("open.nii.gz", studies.images[studies.open].read_bytes())}
+    answer = server.infer("", output="json", files=files, moving="atlas_a", preset="fast", result="transform")
+    assert answer.status_code == 200, answer.text
+    broken = server.infer("", files={"file": ("open.nii.gz", b"no image")}, moving="atlas_a")
+    assert broken.status_code == 400
+    assert str(server.work_dir) not in broken.text
+    assert not [path for path in (server.work_dir / "tmp").iterdir() if path.suffix == ".gz"]
+
+
+def test_the_server_still_serves(server: Server, studies: Studies) -> None:
+    assert server.process.poll() is None
+    answer = server.params(studies.open, moving="atlas_a", preset="fast", result="transform")
+    assert answer["quality"]["similarity_after"] < answer["quality"]["similarity_before"]
