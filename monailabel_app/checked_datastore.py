@@ -22,8 +22,8 @@ import numpy as np
 from monailabel.datastore.local import LocalDatastore
 
 from monailabel_app.label_info import check_label_info
-from monailabel_app.request_errors import RequestError, check_id, plain_errors
-from scripts.reading import itk_reason
+from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused, plain_errors
+from scripts.reading import VolumeReader
 from scripts.validation import check_header
 
 EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
@@ -40,10 +40,11 @@ class CheckedDatastore(LocalDatastore):
         Raises:
             RequestError: an id that is a path or taken, a format that is not known, or a file that can't be read.
         """
-        name = check_id("image", image_id or self._to_id(image_filename.rsplit("/", 1)[-1])[0])
-        if name in self.list_images():
-            raise RequestError(f"image: '{name}' is there already; DELETE it first, or choose another id", 409)
-        check_volume_file("image", image_filename)
+        with forgotten_if_refused(image_filename):
+            name = check_id("image", image_id or self._to_id(image_filename.rsplit("/", 1)[-1])[0])
+            if name in self.list_images():
+                raise RequestError(f"image: '{name}' is there already; DELETE it first, or choose another id", 409)
+            check_volume_file("image", image_filename)
         return str(super().add_image(name, image_filename, image_info))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -53,10 +54,15 @@ class CheckedDatastore(LocalDatastore):
             RequestError: an unknown image, a tag that is a path, a file that can't be read, values that are not whole
                 numbers, another grid than the image's, or a wrong ``label_info``.
         """
+        with forgotten_if_refused(label_filename):
+            self._check_label(image_id, label_filename, label_tag, label_info)
+        return str(super().save_label(image_id, label_filename, label_tag, label_info))
+
+    def _check_label(self, image_id: str, path: str, tag: str, info: dict[str, Any]) -> None:
         self._known(image_id)
-        check_id("tag", label_tag)
-        check_label_info(label_info or {})
-        label = check_volume_file("label", label_filename)
+        check_id("tag", tag)
+        check_label_info(info or {})
+        label = check_volume_file("label", path)
         values = itk.array_view_from_image(label)
         if values.dtype.kind == "f" and not np.array_equal(values, np.round(values)):
             raise RequestError("label: its values are not all whole numbers; save a label map, not probabilities")
@@ -68,7 +74,6 @@ class CheckedDatastore(LocalDatastore):
                 f"label: its grid ({_size(label)} voxels) is not that of '{image_id}' ({_size(image)} voxels) in size,"
                 " spacing, origin or direction; resample the label onto the image"
             )
-        return str(super().save_label(image_id, label_filename, label_tag, label_info))
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image with its labels."""
@@ -107,12 +112,9 @@ def check_volume_file(option: str, path: str) -> Any:
     """
     if not path.endswith(_SUFFIXES):
         raise RequestError(f"{option}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    with plain_errors({path: "the file"}):
+    with plain_errors({f"'{path}'": "the file"}):
         check_header(option, path)
-    try:
-        return itk.imread(path)
-    except RuntimeError as error:
-        raise RequestError(f"{option}: the file can't be read: {itk_reason(error).replace(path, 'it')}") from error
+        return VolumeReader().read(path)
 
 
 def same_grid(image: Any, other: Any) -> bool:

@@ -32,7 +32,7 @@ from monailabel_app.atlases import StudySimilarity
 from monailabel_app.batch_task import PropagateLabel
 from monailabel_app.checked_datastore import EXTENSIONS, CheckedDatastore
 from monailabel_app.infer_task import RegisterStudy
-from monailabel_app.request_errors import RequestError, check_id
+from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused
 from monailabel_app.strategy import WorstRegistered
 from monailabel_app.studies import FINAL
 from monailabel_app.train_task import FineTune
@@ -102,12 +102,16 @@ class UniGradICON(MONAILabelApp):
         Raises:
             RequestError: an id that is a path or unknown, an unknown model, a wrong option.
         """
-        store = datastore or self.datastore()
-        given = dict(request)
+        with forgotten_if_refused(request.get("image")):
+            return self._infer(dict(request), datastore or self.datastore())
+
+    def _infer(self, given: dict[str, Any], store: Datastore) -> dict[str, Any]:
         if given.get("model") not in self._infers:
             raise RequestError(f"model: there is no '{str(given.get('model'))[:60]}'; use {MODEL}", 404)
         image = given.get("image")
-        save, tag = bool(given.pop("save_label", False)), given.get("label_tag") or DefaultLabelTag.ORIGINAL.value
+        save = bool(given.pop("save_label", False))
+        tag = given.get("label_tag") or DefaultLabelTag.ORIGINAL
+        tag = str(getattr(tag, "value", tag))
         if self._was_received(image):
             given["image_id"], save = None, False
         else:
@@ -115,14 +119,13 @@ class UniGradICON(MONAILabelApp):
                 raise RequestError(f"image: there is no study '{image}'", 404)
             given["image_id"], given["image"] = image, store.get_image_uri(image)
         if save:
-            self._check_saving(store, str(image), str(getattr(tag, "value", tag)), given)
+            self._check_saving(store, str(image), tag, given)
         # MONAI Label takes an existing file as it is, and saves nothing for it
         answer = dict(super().infer(given, store))
         if save:
             params = answer["params"]
             info = {"model": MODEL, "params": params, "label_info": params.get("label_info", [])}
-            answer["label"] = store.save_label(image, answer["file"], str(getattr(tag, "value", tag)), info)
-            answer["tag"] = str(getattr(tag, "value", tag))
+            answer["label"], answer["tag"] = store.save_label(image, answer["file"], tag, info), tag
         return answer
 
     def infer_wsi(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
@@ -58,6 +60,17 @@ def check_id(option: str, value: Any) -> str:
             f" most {LONGEST_ID} characters; name a study of the datastore, not a file"
         )
     return value
+
+
+@contextmanager
+def forgotten_if_refused(path: Any) -> Iterator[None]:
+    """Remove an upload when its request is refused: MONAI Label only removes those of good requests."""
+    try:
+        yield
+    except Exception:
+        if isinstance(path, str) and Path(path).resolve().parent == Path(tempfile.gettempdir()).resolve():
+            Path(path).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

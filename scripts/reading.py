@@ -30,6 +30,7 @@ from monai.data import ITKReader
 from monai.transforms import LoadImage, MapTransform
 
 from .errors import InputError, InputFileError
+from .nifti import GzipFile
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,41 @@ def dicom_series(folder: str) -> list[str]:
     return list(names.GetFileNames(series[0]))
 
 
+def check_complete(path: str) -> None:
+    """Refuse a NIfTI or compressed file that is cut off or damaged: ITK takes missing voxels of NIfTI for zeros.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    name = path.lower()
+    if not name.endswith((".gz", ".nii")):
+        return
+    try:
+        length = _uncompressed_length(path) if name.endswith(".gz") else Path(path).stat().st_size
+    except Exception as error:  # the compressors raise several kinds of their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputFileError(f"'{path}' is cut off or damaged ({reason}); copy it again") from error
+    if not name.endswith((".nii", ".nii.gz")):
+        return
+    try:
+        header: Any = nib.load(path).header
+        needed = (
+            int(header.get_data_offset()) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
+        )
+    except (nib.filebasedimages.ImageFileError, OSError, ValueError, AttributeError):
+        return  # ITK has the last word on headers
+    if length < needed:
+        raise InputFileError(f"'{path}' is cut off: it has {length} bytes of {needed}; copy it again")
+
+
+def _uncompressed_length(path: str) -> int:
+    length = 0
+    with GzipFile(path, "rb") as stream:
+        while part := stream.read(2**22):
+            length += len(part)
+    return length
+
+
 def itk_reason(error: Exception) -> str:
     """Return ITK's message without source file and line, as one line."""
     text = str(error).split("ITK ERROR:")[-1].split()
@@ -121,6 +157,7 @@ class VolumeReader(ITKReader):
         path = str(data[0] if isinstance(data, (tuple, list)) else data)
         try:
             if not Path(path).is_dir():
+                check_complete(path)
                 return itk.imread(path)
             files = dicom_series(path)
             image = itk.imread(files if len(files) > 1 else files[0])

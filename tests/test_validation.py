@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,26 @@ def test_color_and_vector_images_are_refused(kind: str, tmp_path: Path) -> None:
         check_header("fixed", str(tmp_path / "color.nrrd"))
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    path = Path(write(tmp_path / "short.mha", noise()))
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_a_truncated_file_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = Path(write(tmp_path / f"short{suffix}", noise()))
     path.write_bytes(path.read_bytes()[:-500])
-    assert "fixed: '" in refused(pair(tmp_path, fixed=str(path)))
+    message = refused(pair(tmp_path, fixed=str(path)))
+    assert str(path) in message
+
+
+def test_a_file_that_was_cut_before_it_was_compressed_is_refused(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "short.nii.gz", noise()))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-500]))
+    assert "is cut off: it has " in refused(pair(tmp_path, fixed=str(path)))
+
+
+def test_a_damaged_compressed_file_is_refused(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "damaged.nii.gz", noise()))
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 255  # in the checksum at the end
+    path.write_bytes(bytes(content))
+    assert "is cut off or damaged" in refused(pair(tmp_path, fixed=str(path)))
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])

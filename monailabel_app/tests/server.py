@@ -50,7 +50,7 @@ class Server:
         """Return the client that 3D Slicer's module uses."""
         return MONAILabelClient(self.url, tmpdir=str(folder), client_id="annotator")
 
-    def infer(self, image: str, output: str = "all", files: Any = None, **params: Any) -> requests.Response:
+    def infer(self, image: str, /, output: str = "all", files: Any = None, **params: Any) -> requests.Response:
         """Post an infer request as OHIF does: params as a form field."""
         query = {"image": image, "output": output}
         data = {"params": json.dumps(params)}
@@ -82,8 +82,9 @@ class Server:
 def running_server(command: list[str], folder: Path, work_dir: Path, port: int) -> Iterator[Server]:
     """Start a server and wait until it answers; end it afterwards."""
     log = folder / "server.log"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env=os.environ.copy())
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env=environment)
     try:
         server = Server(process, port, work_dir, log)
         for _ in range(240):
