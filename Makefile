@@ -4,8 +4,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 EXAMPLE := output/example
+MONAILABEL := .venv-monailabel
+MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean monailabel test-monailabel
 
 demo: $(VENV)/.installed
 	$(PY) -m scripts.example_pair $(EXAMPLE)/pair
@@ -38,6 +40,20 @@ $(VENV)/.installed: requirements.txt constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-reference.txt requirements-comparators.txt
 	$(PIP) -r requirements-dev.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-reference.txt -r requirements-comparators.txt
+	touch $@
+
+# the server for annotators, in an environment of its own: make monailabel STUDIES=DIR
+monailabel: $(MONAILABEL)/.installed
+	$(MONAILABEL)/bin/python monailabel_app/serve.py --studies $(STUDIES)
+
+test-monailabel: $(MONAILABEL)/.installed
+	$(MONAILABEL_PIP) -c monailabel_app/constraints.txt pytest
+	$(MONAILABEL)/bin/python -m pytest -q monailabel_app/tests
+
+$(MONAILABEL)/.installed: monailabel_app/requirements.txt monailabel_app/constraints.txt
+	test -x $(MONAILABEL)/bin/python || $(PYTHON) -m venv $(MONAILABEL)
+	$(MONAILABEL_PIP) torch==2.13.0
+	$(MONAILABEL_PIP) -r monailabel_app/requirements.txt
 	touch $@
 
 clean:
