@@ -12,14 +12,17 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from monailabel_app.app_settings import AppSettings
 from monailabel_app.registration import quick_similarity
-from monailabel_app.request_errors import RequestError
+from monailabel_app.request_errors import RequestError, plain_errors
 from monailabel_app.studies import Study
+
+logger = logging.getLogger(__name__)
 
 MOST_CANDIDATES = 20  # of one request; each takes a second or two on a CPU
 _MOST_KEPT = 10_000
@@ -51,6 +54,8 @@ class StudySimilarity:
 def rank(fixed: Study, candidates: Sequence[Study], similarity: StudySimilarity) -> list[tuple[Study, float]]:
     """Return candidates with their similarity, the most similar first; at most :data:`MOST_CANDIDATES` are looked at.
 
+    A candidate that can't be registered is left out, with a line in the log.
+
     Raises:
         RequestError: there is none.
     """
@@ -59,7 +64,17 @@ def rank(fixed: Study, candidates: Sequence[Study], similarity: StudySimilarity)
             "moving: no other study has a final label; label one, or name the study to register and ask for"
             " 'warped', 'displacement' or 'transform'"
         )
-    found = [(study, similarity(fixed, study)) for study in candidates[:MOST_CANDIDATES]]
+    found: list[tuple[Study, float]] = []
+    failed = RequestError("moving: no labelled study could be registered")
+    for study in candidates[:MOST_CANDIDATES]:
+        try:
+            with plain_errors({study.image: study.id, fixed.image: fixed.id}):
+                found.append((study, similarity(fixed, study)))
+        except RequestError as error:
+            failed = error
+            logger.warning("'%s' is left out: %s", study.id, error.detail)
+    if not found:
+        raise failed
     return sorted(found, key=lambda item: item[1])
 
 

@@ -25,6 +25,9 @@ from monailabel_app.request_errors import RequestError, check_id
 logger = logging.getLogger(__name__)
 
 
+WORDS = ("all", "labeled", "unlabeled")
+
+
 class PropagateLabel(BatchInferTask):
     """MONAI Label's batch, with checked ids, one study at a time; a study that fails does not end the others."""
 
@@ -35,8 +38,12 @@ class PropagateLabel(BatchInferTask):
             RequestError: an id that is a path or unknown, or nothing is left.
         """
         given = request.get("images")
+        given = str(getattr(given, "value", given)) if not isinstance(given, (list, tuple)) else given
         known = datastore.list_images()
-        if isinstance(given, (list, tuple)):
+        if isinstance(given, str):
+            if given not in WORDS:
+                raise RequestError(f"images: expected a list of ids, or one of {', '.join(WORDS)}, got {given[:60]!r}")
+        else:
             for study in given:
                 if check_id("images", study) not in known:
                     raise RequestError(f"images: there is no study '{study}'", 404)
@@ -59,6 +66,9 @@ class PropagateLabel(BatchInferTask):
                 logger.warning("%s: %s", task.get("image"), error.detail)
                 return {"error": str(error.detail)}
 
+        size = request.get("max_batch_size", 0)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise RequestError(f"max_batch_size: expected a whole number, got {str(size)[:60]!r}; 0 is all")
         # memory is for one registration at a time, and the app chooses the device
         alone = {**request, "multi_gpu": False, "device": "cpu", "max_workers": 1}
         return dict(super().__call__(alone, datastore, one))

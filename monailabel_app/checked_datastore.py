@@ -15,6 +15,8 @@ MONAI Label joins ids and tags into paths unchecked, and stores whatever is uplo
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import itk
@@ -22,17 +24,37 @@ import numpy as np
 from monailabel.datastore.local import LocalDatastore
 
 from monailabel_app.label_info import check_label_info
-from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused, plain_errors
-from scripts.reading import VolumeReader
-from scripts.validation import check_header
+from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused, is_id
+from monailabel_app.uploads import EXTENSIONS, check_image_file, check_volume_file
 
-EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd", "*.mha")
-_SUFFIXES = tuple(extension[1:] for extension in EXTENSIONS)
+logger = logging.getLogger(__name__)
+
+_passed_over: set[str] = set()  # said once
 GRID_TOLERANCE = 1e-3  # mm: files of different formats round geometry differently
 
 
 class CheckedDatastore(LocalDatastore):
     """MONAI Label's local datastore, with checks before anything is stored."""
+
+    def list_images(self) -> list[str]:
+        """Return the ids; files in the folder whose names can't be ids are passed over."""
+        return [name for name in super().list_images() if self._is_usable(name)]
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the ids with a final label."""
+        return [name for name in super().get_labeled_images(label_tag, labels) if self._is_usable(name)]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the ids without a final label."""
+        return [name for name in super().get_unlabeled_images(label_tag, labels) if self._is_usable(name)]
+
+    def _is_usable(self, name: str) -> bool:
+        if is_id(name):
+            return True
+        if name not in _passed_over:
+            _passed_over.add(name)
+            logger.warning("the file '%s' of the studies is passed over: its name can't be an id; rename it", name)
+        return False
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Store an image.
@@ -44,8 +66,8 @@ class CheckedDatastore(LocalDatastore):
             name = check_id("image", image_id or self._to_id(image_filename.rsplit("/", 1)[-1])[0])
             if name in self.list_images():
                 raise RequestError(f"image: '{name}' is there already; DELETE it first, or choose another id", 409)
-            check_volume_file("image", image_filename)
-        return str(super().add_image(name, image_filename, image_info))
+            check_image_file("image", image_filename)
+            return str(super().add_image(name, image_filename, image_info))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Store the label of an image.
@@ -56,7 +78,14 @@ class CheckedDatastore(LocalDatastore):
         """
         with forgotten_if_refused(label_filename):
             self._check_label(image_id, label_filename, label_tag, label_info)
-        return str(super().save_label(image_id, label_filename, label_tag, label_info))
+            saved = str(super().save_label(image_id, label_filename, label_tag, label_info))
+        # one of another format would come back when this one is removed
+        kept = Path(self.get_label_uri(image_id, label_tag))
+        for extension in EXTENSIONS:
+            other = kept.with_name(f"{image_id}{extension[1:]}")
+            if other != kept:
+                other.unlink(missing_ok=True)
+        return saved
 
     def _check_label(self, image_id: str, path: str, tag: str, info: dict[str, Any]) -> None:
         self._known(image_id)
@@ -102,19 +131,6 @@ class CheckedDatastore(LocalDatastore):
             raise RequestError(f"image: there is no study '{image_id}'", 404)
         if tag is not None and not self.get_label_uri(image_id, check_id("tag", tag)):
             raise RequestError(f"label: '{image_id}' has no label with the tag '{tag}'", 404)
-
-
-def check_volume_file(option: str, path: str) -> Any:
-    """Read a file and return the ITK image.
-
-    Raises:
-        RequestError: no 3-D volume of scalars, or damaged.
-    """
-    if not path.endswith(_SUFFIXES):
-        raise RequestError(f"{option}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    with plain_errors({f"'{path}'": "the file"}):
-        check_header(option, path)
-        return VolumeReader().read(path)
 
 
 def same_grid(image: Any, other: Any) -> bool:

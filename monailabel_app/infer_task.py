@@ -90,8 +90,8 @@ class RegisterStudy(InferTask):
             fixed = Study(UPLOAD, str(request["image"]), self.settings.modality)
         fixed = fixed.of_modality(options.fixed_modality)
         moving, candidates = self._candidates(options, fixed, store)
-        names = {study.image: f"'{study.id}'" for study in (fixed, *moving, *candidates)}
-        names |= {str(study.label): f"the label of '{study.id}'" for study in (*moving, *candidates) if study.label}
+        names = {study.image: study.id for study in (fixed, *moving, *candidates)}
+        names |= {str(study.label): f"label of {study.id}" for study in (*moving, *candidates) if study.label}
         try:
             with (
                 plain_errors({**names, str(self.settings.work_dir): "the work folder"}),
@@ -109,6 +109,7 @@ class RegisterStudy(InferTask):
         if options.moving in (AUTO, FUSE):
             studies = labelled_studies(store, modality, without=fixed.id)
             return [], [study.of_modality(options.moving_modality) for study in studies]
+        # options.moving was checked to be an id
         moving = find_study(store, options.moving, "moving", modality).of_modality(options.moving_modality)
         if moving.id == fixed.id:
             raise RequestError(f"moving: '{moving.id}' is the open study itself; name another one")
@@ -138,7 +139,10 @@ class RegisterStudy(InferTask):
         else:
             path, remark = write_result(folder / "0", options, self.settings.temporary_dir)
             names = moving[0].label_names()
-        figures = [quality(report) for report in reports]
+        figures = [
+            quality(report, self.similarity(fixed, study) if options.similarity == "lncc" else None)
+            for study, report in zip(moving, reports, strict=True)
+        ]
         found = [doubts(one, options.similarity) for one in figures]
         params |= {
             "moving": moving[0].id if options.moving != FUSE else [study.id for study in moving],
@@ -172,9 +176,3 @@ class RegisterStudy(InferTask):
             weights = [local_weights(target, itk.array_from_image(image), spacing) for image in warped]
         path, remark = write_label(vote(labels, weights), read[0], options, self.settings.temporary_dir)
         return path, names, remark
-
-
-def _read_series(study: Study) -> Any:
-    from scripts.reading import VolumeReader
-
-    return VolumeReader().read(study.image)

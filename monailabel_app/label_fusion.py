@@ -23,7 +23,7 @@ from scipy.ndimage import gaussian_filter
 
 WINDOW_MM = 3.0  # standard deviation of the neighborhood
 GAIN = 2.0  # exponent of the correlation
-_TIE = 1e-4  # more for earlier ones, which are the more similar studies
+_TIE = 1e-4  # halved for each later one: the more similar studies decide, and later ones together do not
 
 
 def vote(labels: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = None) -> np.ndarray:
@@ -43,7 +43,7 @@ def vote(labels: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = No
         votes = np.zeros_like(best)
         for number, label in enumerate(labels):
             weight = np.float32(1.0) if weights is None else weights[number]
-            votes += np.where(label == value, weight + _TIE * (len(labels) - number), 0)
+            votes += np.where(label == value, weight + _TIE * 0.5**number, 0)
         wins = votes > best
         best[wins], result[wins] = votes[wins], value
     return result

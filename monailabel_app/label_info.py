@@ -80,14 +80,18 @@ def unite(labels: Iterable[tuple[np.ndarray, Names]]) -> tuple[list[np.ndarray],
     taken = {int(value) for label, _ in labels for value in np.unique(label)} | {v for _, n in labels for v in n}
     for label, names in labels:
         result = label.copy()
-        for value, name in names.items():
+        own = [(value, names.get(value)) for value in sorted({*np.unique(label).tolist(), *names} - {0})]
+        for value, name in own:
+            if name is None and not (names and value in common):
+                continue  # without any names a label is taken to have the common numbers
             known = next((v for v, n in common.items() if n == name), None)
             if known is None:
                 known = value
                 if value in common:  # another structure has this value
                     known = max(taken) + 1
                     taken.add(known)
-                common[known] = name
+                if name is not None:
+                    common[known] = name
             if known != value:
                 result = result.astype(np.int32)
                 result[label == value] = known

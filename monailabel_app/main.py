@@ -30,12 +30,14 @@ if str(Path(__file__).resolve().parents[1]) not in sys.path:
 from monailabel_app.app_settings import read_settings
 from monailabel_app.atlases import StudySimilarity
 from monailabel_app.batch_task import PropagateLabel
-from monailabel_app.checked_datastore import EXTENSIONS, CheckedDatastore
+from monailabel_app.checked_datastore import CheckedDatastore
 from monailabel_app.infer_task import RegisterStudy
 from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused
+from monailabel_app.request_options import single
 from monailabel_app.strategy import WorstRegistered
 from monailabel_app.studies import FINAL
 from monailabel_app.train_task import FineTune
+from monailabel_app.uploads import EXTENSIONS, CheckedSessions, refuse_foreign_data, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -96,23 +98,36 @@ class UniGradICON(MONAILabelApp):
         """Return the batch."""
         return PropagateLabel()
 
+    def _load_sessions(self, load: bool = False) -> Any:
+        """Return the store of sessions, with checks."""
+        path = server_settings.MONAI_LABEL_SESSION_PATH
+        return CheckedSessions(path, server_settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+
+    def cleanup_sessions(self) -> None:
+        """Remove what is old, every few minutes: sessions, and what killed or refused requests left."""
+        super().cleanup_sessions()
+        sweep(self.app_settings.temporary_dir)
+
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Serve one request; ``image`` is an id of the datastore, or a file that the server itself has just received.
 
         Raises:
             RequestError: an id that is a path or unknown, an unknown model, a wrong option.
         """
-        with forgotten_if_refused(request.get("image")):
+        with forgotten_if_refused(request.get("image"), request.get("label")):
             return self._infer(dict(request), datastore or self.datastore())
 
     def _infer(self, given: dict[str, Any], store: Datastore) -> dict[str, Any]:
-        if given.get("model") not in self._infers:
+        given = single(given)
+        if not isinstance(given.get("model"), str) or given["model"] not in self._infers:
             raise RequestError(f"model: there is no '{str(given.get('model'))[:60]}'; use {MODEL}", 404)
         image = given.get("image")
         save = bool(given.pop("save_label", False))
         tag = given.get("label_tag") or DefaultLabelTag.ORIGINAL
         tag = str(getattr(tag, "value", tag))
         if self._was_received(image):
+            if Path(str(image)).is_file():
+                refuse_foreign_data("image", str(image))
             given["image_id"], save = None, False
         else:
             if check_id("image", image) not in store.list_images():
@@ -134,26 +149,27 @@ class UniGradICON(MONAILabelApp):
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Serve one request for many studies."""
-        if request.get("result", "label") not in ("label", ["label"]):
+        given = single(request)
+        if (given.get("result") or "label") != "label":
             raise RequestError("result: a batch stores labels; ask /infer for other results")
-        return dict(super().batch_infer(dict(request), datastore))
+        return dict(super().batch_infer(given, datastore))
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Fine-tune."""
-        if request.get("model") not in self._trainers:
+        if not isinstance(request.get("model"), str) or request["model"] not in self._trainers:
             raise RequestError(f"model: there is no '{str(request.get('model'))[:60]}' to train; use {MODEL}", 404)
         return dict(super().train(dict(request)))
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the next study to label."""
-        if request.get("strategy") not in self._strategies:
+        if not isinstance(request.get("strategy"), str) or request["strategy"] not in self._strategies:
             known = ", ".join(self._strategies)
             raise RequestError(f"strategy: expected one of {known}, got '{str(request.get('strategy'))[:60]}'", 404)
         return dict(super().next_sample(dict(request)))
 
     def _was_received(self, image: Any) -> bool:
         """Return whether a path is that of an upload or a session, where only the server itself puts files."""
-        if not isinstance(image, str) or not Path(image).is_absolute() or not Path(image).exists():
+        if not isinstance(image, str) or not os.path.isabs(image) or not os.path.exists(image):
             return False
         path = Path(image).resolve()
         uploads = self.app_settings.temporary_dir
@@ -161,7 +177,7 @@ class UniGradICON(MONAILabelApp):
         return path.parent == uploads or path.is_relative_to(sessions)
 
     def _check_saving(self, store: Datastore, image: str, tag: str, request: Mapping[str, Any]) -> None:
-        if request.get("result", "label") not in ("label", ["label"]):
+        if (request.get("result") or "label") != "label":
             raise RequestError("save_label: only a label can be saved; leave result out, or save_label")
         check_id("label_tag", tag)
         if tag == FINAL and store.get_label_uri(image, tag):

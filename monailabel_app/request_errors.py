@@ -41,6 +41,16 @@ class RequestError(HTTPException):
         super().__init__(status_code=status_code, detail=detail)
 
 
+def is_id(value: str) -> bool:
+    """Return whether a text can be an id: a file's name and nothing else, and no syntax of MONAI's configs (``#``)."""
+    return (
+        len(value.encode(errors="replace")) <= LONGEST_ID
+        and ".." not in value
+        and not value.startswith((".", "~"))
+        and not re.search(r"[/\\:#\x00-\x1f\x7f]", value)
+    )
+
+
 def check_id(option: str, value: Any) -> str:
     """Return an id of the datastore (or a tag, or a model's name) that can't be read as a path.
 
@@ -48,28 +58,24 @@ def check_id(option: str, value: Any) -> str:
         RequestError: no text, empty, too long, hidden, or with separators, ``..`` or control characters.
     """
     if not isinstance(value, str) or not value.strip():
-        raise RequestError(f"{option}: expected an id of the datastore, got {value!r}")
-    if (
-        len(value) > LONGEST_ID
-        or ".." in value
-        or value.startswith((".", "~"))
-        or re.search(r"[/\\:\x00-\x1f\x7f]", value)
-    ):
+        raise RequestError(f"{option}: expected an id of the datastore, got {str(value)[:60]!r}")
+    if not is_id(value):
         raise RequestError(
-            f"{option}: {value[:60]!r} can't be an id; ids have no separators, no '..', no leading '.' or '~' and at"
-            f" most {LONGEST_ID} characters; name a study of the datastore, not a file"
+            f"{option}: {value[:60]!r} can't be an id; ids have no / \\ : # nor control characters, no '..', no leading"
+            f" '.' or '~' and at most {LONGEST_ID} bytes; name a study of the datastore, not a file"
         )
     return value
 
 
 @contextmanager
-def forgotten_if_refused(path: Any) -> Iterator[None]:
-    """Remove an upload when its request is refused: MONAI Label only removes those of good requests."""
+def forgotten_if_refused(*paths: Any) -> Iterator[None]:
+    """Remove uploads when their request is refused: MONAI Label only removes those of good requests."""
     try:
         yield
     except Exception:
-        if isinstance(path, str) and Path(path).resolve().parent == Path(tempfile.gettempdir()).resolve():
-            Path(path).unlink(missing_ok=True)
+        for path in paths:
+            if isinstance(path, str) and Path(path).parent == Path(tempfile.gettempdir()):
+                Path(path).unlink(missing_ok=True)
         raise
 
 

@@ -67,7 +67,7 @@ def read_options(request: Mapping[str, Any], weights: Sequence[str]) -> InferOpt
     Raises:
         RequestError: one line on the first value that can't be used.
     """
-    given = {name: value[0] if isinstance(value, list) and value else value for name, value in request.items()}
+    given = single(request)
     chosen = {name: _choice(given, name, choices) for name, choices in CHOICES.items()}
     moving = check_id("moving", given.get("moving") or AUTO)
     if moving == FUSE and chosen["result"] != "label":
@@ -88,6 +88,14 @@ def read_options(request: Mapping[str, Any], weights: Sequence[str]) -> InferOpt
         result_compress=str(given.get("result_compress", True)).lower() not in ("false", "0", "no"),
         **chosen,  # type: ignore[arg-type]
     )
+
+
+def single(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request with the first entry of each list that stands for one value; ``images`` stays a list."""
+    return {
+        name: value[0] if isinstance(value, list) and value and name != "images" else value
+        for name, value in request.items()
+    }
 
 
 def panel(moving: Sequence[str], weights: Sequence[str]) -> dict[str, Any]:

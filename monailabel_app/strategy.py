@@ -21,9 +21,9 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from monailabel_app.app_settings import AppSettings
-from monailabel_app.atlases import StudySimilarity
+from monailabel_app.atlases import StudySimilarity, rank
 from monailabel_app.registration import release_memory
-from monailabel_app.request_errors import RequestError, plain_errors
+from monailabel_app.request_errors import RequestError
 from monailabel_app.studies import find_study, labelled_studies
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,9 @@ class WorstRegistered(Strategy):
         for name in order:
             study = find_study(datastore, name, "image", self.settings.modality)
             try:
-                with plain_errors({}):
-                    weights[name] = min(self.similarity(study, atlas) for atlas in atlases)
+                weights[name] = rank(study, atlases, self.similarity)[0][1]
             except RequestError as error:
-                logger.warning("%s is left out: %s", name, error.detail)
+                logger.warning("'%s' is left out: %s", name, error.detail)
         release_memory(self.settings.device)
         if not weights:
             raise RequestError("no unlabelled study could be registered; the server's log says why", 500)
@@ -75,5 +74,7 @@ class WorstRegistered(Strategy):
 
 
 def _time_of(info: Mapping[str, Any], strategy: str) -> float:
-    entry = (info.get("strategy") or {}).get(strategy) or {}
-    return float(entry.get("ts", 0))
+    entry: Any = info.get("strategy")
+    for key in (strategy, "ts"):  # clients may write anything there
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    return float(entry) if isinstance(entry, (int, float)) else 0.0

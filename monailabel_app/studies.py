@@ -18,7 +18,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from monailabel_app.label_info import Names, read_names
-from monailabel_app.request_errors import RequestError, check_id
+from monailabel_app.request_errors import RequestError
 from scripts.datasets import MODALITIES
 
 FINAL = DefaultLabelTag.FINAL.value  # corrected by a person, as opposed to "original"
@@ -57,14 +57,15 @@ def find_study(datastore: Datastore, study: str, option: str, modality: str, tag
         tag: of the label to take.
 
     Raises:
-        RequestError: the id is a path, or not in the datastore.
+        RequestError: it is not in the datastore.
     """
-    check_id(option, study)
     if study not in datastore.list_images():
         raise RequestError(f"{option}: there is no study '{study}'", 404)
-    told = str(_info(datastore.get_image_info(study)).get("modality", modality)).lower()
-    label = datastore.get_label_uri(study, tag) if datastore.get_label_by_image_id(study, tag) else ""
-    names = read_names(_info(datastore.get_label_info(study, tag))) if label else {}
+    info = {key.lower(): value for key, value in _info(datastore.get_image_info(study)).items()}
+    told = str(info.get("modality", modality)).lower()
+    label_id = datastore.get_label_by_image_id(study, tag)  # a DICOMweb server's labels have ids of their own
+    label = datastore.get_label_uri(label_id, tag) if label_id else ""
+    names = read_names(_info(datastore.get_label_info(label_id, tag))) if label else {}
     return Study(
         id=study,
         image=str(datastore.get_image_uri(study)),
@@ -83,7 +84,8 @@ def labelled_studies(datastore: Datastore, modality: str, without: str | None = 
         without: id of a study to leave out.
     """
     ids = sorted(study for study in datastore.get_labeled_images() if study != without)
-    return [find_study(datastore, study, "moving", modality) for study in ids]
+    found = [find_study(datastore, study, "moving", modality) for study in ids]
+    return [study for study in found if study.label]
 
 
 def all_names(datastore: Datastore, modality: str) -> dict[str, int]:

@@ -68,7 +68,13 @@ class FineTune(TrainTask):
 
     def stats(self) -> dict[str, Any]:
         """Return facts of the models that were trained here, by name."""
-        return {path.stem: json.loads(path.read_text()) for path in sorted(self.settings.models_dir.glob("*.json"))}
+        found = {}
+        for path in sorted(self.settings.models_dir.glob("*.json")):
+            try:
+                found[path.stem] = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                logger.warning("%s can't be read: %s", path, error)
+        return found
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train, and publish the best weights as ``name``.
@@ -113,11 +119,12 @@ class FineTune(TrainTask):
             "pairs_per_epoch": int(numbers["pairs_per_epoch"]),
             "learning_rate": numbers["learning_rate"],
             "dice_weight": dice,
+            "hd95": False,  # a second for each label and pair; the Dice chooses the best weights
             "ckpt_dir": str(folder / "run"),
             "resume": resume,
             "device": self.settings.device,
         }
-        names = {study.image: f"'{study.id}'" for study in studies}
+        names = {study.image: study.id for study in studies}
         try:
             with plain_errors({**names, str(self.settings.work_dir): "the work folder"}):
                 metrics = _train(options)
@@ -151,7 +158,7 @@ class FineTune(TrainTask):
                 raise RequestError(f"name: there is a model '{name}' already; choose another name", 409)
             exists = (self.settings.training_dir / name).exists()
             if exists and not resume:
-                raise RequestError(f"name: a training '{name}' was stopped; go on with resume, or choose another", 409)
+                raise RequestError(f"name: a training '{name}' was begun; go on with resume, or choose another", 409)
             if resume and not exists:
                 raise RequestError(f"resume: there is no training '{name}'", 404)
             return name
@@ -162,8 +169,8 @@ class FineTune(TrainTask):
         known = {name: value for name, value in self.settings.weights_by_name().items() if name != "none"}
         given = request.get("weights")
         given = given[0] if isinstance(given, list) and given else given
-        name = given or next(iter(known))
-        if name not in known:
+        name = next(iter(known)) if given in (None, "") else given
+        if not isinstance(name, str) or name not in known:
             raise RequestError(f"weights: expected one of {', '.join(known)}, got {str(name)[:60]!r}")
         options = known[name]
         return {"init_ckpt": options["ckpt_path"]} if "ckpt_path" in options else dict(options)
@@ -229,7 +236,7 @@ def _number(request: Mapping[str, Any], name: str) -> float:
         return default
     try:
         number = float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not lowest <= number <= highest or (name in WHOLE and number != int(number)):
         kind = "a whole number" if name in WHOLE else "a number"

@@ -104,24 +104,31 @@ def check_complete(path: str) -> None:
         InputFileError: naming the file.
     """
     name = path.lower()
-    if not name.endswith((".gz", ".nii")):
+    if name.endswith(".gz"):
+        _length(path)
+    if not name.endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz")):
         return
     try:
-        length = _uncompressed_length(path) if name.endswith(".gz") else Path(path).stat().st_size
+        image: Any = nib.load(path)
+        header, voxels = image.header, str(image.file_map["image"].filename or path)  # .hdr has them in .img
+        size = int(np.prod(header.get_data_shape(), dtype=object)) * header.get_data_dtype().itemsize
+        needed = int(header.get_data_offset()) + size
+    except Exception:  # of many kinds; ITK has the last word on headers
+        return
+    length = _length(voxels)
+    if length < needed:
+        raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed}; copy it again")
+
+
+def _length(path: str) -> int:
+    """Return the number of bytes of a file, uncompressed."""
+    if not path.lower().endswith(".gz"):
+        return Path(path).stat().st_size
+    try:
+        return _uncompressed_length(path)
     except Exception as error:  # the compressors raise several kinds of their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputFileError(f"'{path}' is cut off or damaged ({reason}); copy it again") from error
-    if not name.endswith((".nii", ".nii.gz")):
-        return
-    try:
-        header: Any = nib.load(path).header
-        needed = (
-            int(header.get_data_offset()) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-        )
-    except (nib.filebasedimages.ImageFileError, OSError, ValueError, AttributeError):
-        return  # ITK has the last word on headers
-    if length < needed:
-        raise InputFileError(f"'{path}' is cut off: it has {length} bytes of {needed}; copy it again")
 
 
 def _uncompressed_length(path: str) -> int:
