@@ -33,6 +33,7 @@ from monailabel_app.registration import FILES, register, release_memory
 from monailabel_app.request_errors import RequestError, plain_errors
 from monailabel_app.request_options import AUTO, FUSE, InferOptions, panel, read_options
 from monailabel_app.studies import Study, all_names, find_study, labelled_studies
+from scripts.reading import VolumeReader
 
 UPLOAD = "the uploaded image"
 
@@ -153,7 +154,7 @@ class RegisterStudy(InferTask):
             "settings": {name: getattr(options, name) for name in ("preset", "optimization", "steps", "similarity")},
         }
         if options.result == "label":
-            values = np.unique(itk.array_view_from_image(itk.imread(str(path))))
+            values = np.unique(itk.array_from_image(itk.imread(str(path))))
             params["label_names"] = names_of_values(values, names)
             params["label_info"] = [{"name": name, "idx": value} for name, value in params["label_names"].items()]
         return path, params
@@ -169,9 +170,7 @@ class RegisterStudy(InferTask):
         weights = None
         if options.vote == "local":
             warped = [itk.imread(str(folder / str(number) / FILES["warped"])) for number in range(len(moving))]
-            target = itk.array_from_image(
-                itk.imread(fixed.image) if Path(fixed.image).is_file() else _read_series(fixed)
-            )
+            target = itk.array_from_image(VolumeReader().read(fixed.image))
             spacing = list(read[0].GetSpacing())[::-1]
             weights = [local_weights(target, itk.array_from_image(image), spacing) for image in warped]
         path, remark = write_label(vote(labels, weights), read[0], options, self.settings.temporary_dir)

@@ -54,7 +54,7 @@ def check_image_file(option: str, path: str) -> None:
     Raises:
         RequestError: as :func:`check_volume_file`, or constant, or with voxels that are no numbers.
     """
-    values = itk.array_view_from_image(check_volume_file(option, path))
+    values = itk.array_from_image(check_volume_file(option, path))
     if not np.isfinite(values).all():
         raise RequestError(f"{option}: it has voxels that are NaN or infinite; repair them first")
     if values.min() == values.max():

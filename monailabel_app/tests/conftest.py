@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import pytest
 
-from monailabel_app.tests.server import Server, free_port, running_server, serve_command
+from monailabel_app.tests.server import ROOT, Server, free_port, running_server, serve_command
 from monailabel_app.tests.studies import Studies, make_studies
 
 
@@ -26,8 +27,24 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Studies:
     return make_studies(tmp_path_factory.mktemp("files"))
 
 
+def files_of_the_bundle() -> dict[str, str]:
+    """Return the hash of each file of the bundle; caches of Python and of the tests are not its files."""
+    skipped = (".git", ".venv", "__pycache__", "output", ".pytest_cache", ".ruff_cache", ".mypy_cache")
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(ROOT.rglob("*"))
+        if path.is_file() and not any(part.startswith(skipped) for part in path.relative_to(ROOT).parts)
+    }
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, studies: Studies) -> Iterator[Server]:
+def checkout() -> dict[str, str]:
+    """Return the bundle's files before the server starts."""
+    return files_of_the_bundle()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, studies: Studies, checkout: dict[str, str]) -> Iterator[Server]:
     """Return a server whose datastore got its studies over the network, as 3D Slicer sends them."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()

@@ -12,7 +12,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
+import time
 from pathlib import Path
 
 import itk
@@ -48,11 +51,79 @@ def test_paths_of_readable_files_are_refused_everywhere(server: Server, studies:
         server.infer("../secret", moving="atlas_a"),
         server.infer(studies.open, moving="atlas_a", image=str(secret)),  # params overwrite the query
         server.infer(studies.open, moving=str(secret), result="warped"),
-        requests.post(f"{server.url}/infer/wsi/{MODEL}", params={"image": str(secret)}, json={}, timeout=60),
         requests.post(f"{server.url}/batch/infer/{MODEL}?run_sync=true", json={"images": [str(secret)]}, timeout=60),
     ):
         assert 400 <= answer.status_code < 500, answer.text
     assert secret.exists()
+    slide = requests.post(f"{server.url}/infer/wsi/{MODEL}", params={"image": studies.open}, json={}, timeout=60)
+    assert (slide.status_code, "whole slide" in slide.text) == (404, True), slide.text
+
+
+def test_odd_but_legal_json_is_refused(server: Server, studies: Studies) -> None:
+    def post(path: str, body: object) -> int:
+        return requests.post(f"{server.url}{path}", json=body, timeout=60).status_code
+
+    assert server.infer(studies.open, moving="atlas_a", model={}).status_code == 404
+    assert server.infer("/" + "x" * 5000, moving="atlas_a").status_code == 400
+    assert post("/activelearning/worst_registered", {"strategy": {}}) == 404
+    assert post(f"/batch/infer/{MODEL}?run_sync=true", {"moving": "atlas_a", "images": "later_1"}) == 400
+    assert post(f"/batch/infer/{MODEL}?run_sync=true", {"moving": "atlas_a", "max_batch_size": "2"}) == 400
+    assert post(f"/train/{MODEL}?run_sync=true", {"weights": {}}) == 400
+    assert post(f"/train/{MODEL}?run_sync=true", {"name": "x" * 201}) == 400
+
+
+def test_sessions_stay_in_their_folder(server: Server, studies: Studies, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo("../../../outside.txt")
+        entry.size = 3
+        tar.addfile(entry, io.BytesIO(b"bad"))
+    files = {"files": ("a.tar", archive.getvalue())}
+    answer = requests.put(f"{server.url}/session/?uncompress=true", files=files, timeout=60)
+    assert answer.status_code == 400
+    assert not list(server.work_dir.parent.parent.rglob("outside.txt"))
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "meta.info").write_text(json.dumps({"image": "/nowhere"}))
+    for request in ("get", "delete"):
+        assert getattr(requests, request)(f"{server.url}/session/..%2F{victim.name}", timeout=60).status_code == 404
+    requests.post(f"{server.url}/infer/{MODEL}", params={"session_id": str(victim)}, data={"params": "{}"}, timeout=60)
+    assert victim.is_dir()
+    # a good one is served
+    files = {"files": ("open.nii.gz", studies.images[studies.open].read_bytes())}
+    session = requests.put(f"{server.url}/session/", files=files, timeout=60).json()["session_id"]
+    answer = requests.post(
+        f"{server.url}/infer/{MODEL}",
+        params={"session_id": session, "output": "json"},
+        data={"params": json.dumps({"moving": "atlas_a", "preset": "fast", "result": "transform"})},
+        timeout=600,
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def test_one_bad_study_does_not_end_a_batch(server: Server, studies: Studies) -> None:
+    # put into the folder by hand, unseen by the checks of uploads
+    folder = server.work_dir.parent / "studies"
+    (folder / "broken.nii.gz").write_bytes(studies.images["later_1"].read_bytes()[:5000])
+    for _ in range(50):
+        listed = requests.get(f"{server.url}/datastore/?output=all", timeout=60).json()["objects"]
+        if "broken" in listed:
+            break
+        time.sleep(0.2)
+    body = {"moving": "atlas_a", "images": ["broken", "later_1"], "preset": "fast"}
+    answer = requests.post(f"{server.url}/batch/infer/{MODEL}?run_sync=true", json=body, timeout=600).json()
+    assert "is cut off or damaged" in answer["broken"]["error"]
+    assert str(folder) not in answer["broken"]["error"]
+    assert answer["later_1"]["params"]["moving"] == "atlas_a"
+    requests.delete(f"{server.url}/datastore/image", params={"id": "broken"}, timeout=60)
+
+
+def test_active_learning_survives_what_clients_write(server: Server, studies: Studies) -> None:
+    info = {"info": json.dumps({"strategy": {"worst_registered": {"ts": "soon"}}})}
+    requests.put(f"{server.url}/datastore/image/info", params={"image": "later_1"}, data=info, timeout=60)
+    answer = requests.post(f"{server.url}/activelearning/worst_registered", json={}, timeout=600)
+    assert answer.status_code == 200
+    assert answer.json()["id"] in {studies.open, *studies.others}
 
 
 def test_a_relative_name_in_the_servers_folder_is_no_study(server: Server, studies: Studies) -> None:

@@ -23,8 +23,10 @@ import nrrd
 import numpy as np
 import pytest
 import requests
+import torch
 
-from monailabel_app.tests.server import MODEL, ROOT, Server
+from monailabel_app.tests.conftest import files_of_the_bundle
+from monailabel_app.tests.server import MODEL, Server
 from monailabel_app.tests.studies import (
     Studies,
     assert_same_grid,
@@ -37,25 +39,7 @@ from monailabel_app.tests.studies import (
 MARGIN = 0.15  # of the propagated label's mean Dice over that of no registration
 
 
-@pytest.fixture(scope="module")
-def checkout() -> dict[str, str]:
-    """Return the bundle's files before the first request."""
-    return _files()
-
-
-def _files() -> dict[str, str]:
-    """Return the hash of each file of the bundle; caches of Python and of the tests are not its files."""
-    skipped = (".git", ".venv", "__pycache__", "output", ".pytest_cache", ".ruff_cache", ".mypy_cache")
-    return {
-        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(ROOT.rglob("*"))
-        if path.is_file() and not any(part.startswith(skipped) for part in path.relative_to(ROOT).parts)
-    }
-
-
-def test_info_lists_model_options_labels_and_strategies(
-    server: Server, studies: Studies, checkout: dict[str, str]
-) -> None:
+def test_info_lists_model_options_labels_and_strategies(server: Server, studies: Studies) -> None:
     info = server.info()
     model = info["models"][MODEL]
     assert model["type"] == "segmentation"
@@ -220,6 +204,13 @@ def test_training_publishes_a_model_that_can_be_chosen(server: Server, studies: 
     assert answer["quality"]["similarity_after"] < answer["quality"]["similarity_before"]
     again = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=60)
     assert again.status_code == 409
+    # the models differ in what they give, not in name alone
+    found = {}
+    for weights in ("default", "none", "ours"):
+        asked = {"moving": "atlas_a", "weights": weights, "optimization": "off", "result": "displacement"}
+        found[weights] = voxels(server.result(studies.open, tmp_path / f"{weights}.nii.gz", **asked))
+    assert np.abs(found["default"] - found["none"]).max() > 1
+    assert np.abs(found["default"] - found["ours"]).max() > 1e-4
 
 
 def test_training_can_be_stopped_and_resumed(server: Server, studies: Studies) -> None:
@@ -241,6 +232,12 @@ def test_training_can_be_stopped_and_resumed(server: Server, studies: Studies) -
     refused = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=60)
     assert refused.status_code == 409  # the stopped training is not overwritten
     assert "resume" in refused.json()["detail"]
+    epochs = torch.load(last, map_location="cpu", weights_only=True)["trainer"]["epoch"]
+    body = {**body, "resume": True, "max_epochs": epochs + 1}
+    resumed = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=600)
+    assert resumed.status_code == 200, resumed.text
+    assert resumed.json()["epochs"] == epochs + 1
+    assert "long" in server.info()["models"][MODEL]["config"]["weights"]
 
 
 def test_fifty_requests_two_at_a_time_leave_memory_flat(server: Server, studies: Studies, tmp_path: Path) -> None:
@@ -268,7 +265,7 @@ def test_fifty_requests_two_at_a_time_leave_memory_flat(server: Server, studies:
 
 
 def test_nothing_was_written_into_the_bundle(server: Server, checkout: dict[str, str]) -> None:
-    assert _files() == checkout
+    assert files_of_the_bundle() == checkout
 
 
 def _wait(url: str) -> dict:
