@@ -209,7 +209,6 @@ def test_training_publishes_a_model_that_can_be_chosen(server: Server, studies: 
     for weights in ("default", "ours"):
         asked = {"moving": "atlas_a", "weights": weights, "optimization": "off", "result": "displacement"}
         found[weights] = voxels(server.result(studies.open, tmp_path / f"{weights}.nii.gz", **asked))
-    assert np.abs(found["default"] - found["none"]).max() > 1
     assert np.abs(found["default"] - found["ours"]).max() > 1e-4
 
 
@@ -232,7 +231,7 @@ def test_training_can_be_stopped_and_resumed(server: Server, studies: Studies) -
     refused = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=60)
     assert refused.status_code == 409  # the stopped training is not overwritten
     assert "resume" in refused.json()["detail"]
-    epochs = torch.load(last, map_location="cpu", weights_only=True)["trainer"]["epoch"]
+    epochs = torch.load(last, map_location="cpu", weights_only=True)["trainer"]["iteration"]
     body = {**body, "resume": True, "max_epochs": epochs + 1}
     resumed = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=600)
     assert resumed.status_code == 200, resumed.text
@@ -249,7 +248,7 @@ def test_fifty_requests_two_at_a_time_leave_memory_flat(server: Server, studies:
     memory: list[float] = []
 
     def ask(number: int) -> str:
-        answer = server.infer("small_open", output="image", moving="small_atlas", preset="fast", weights="none")
+        answer = server.infer("small_open", output="image", moving="small_atlas", optimization="off")
         memory.append(server.memory_mib())
         return hashlib.sha256(answer.content).hexdigest() if answer.status_code == 200 else answer.text
 
