@@ -304,9 +304,9 @@ def test_constant_and_infinite_images_are_not_stored(tmp_path: Path) -> None:
     for value, words in ((0.0, "constant"), (np.inf, "NaN or infinite")):
         values = np.zeros((8, 8, 8), np.float32)
         values[2, 2, 2] = value
-        itk.imwrite(itk.image_from_array(values), str(tmp_path / "x.nii.gz"))
+        itk.imwrite(itk.image_from_array(values), str(tmp_path / "x.nrrd"))
         with pytest.raises(RequestError, match=words):
-            CheckedDatastore(str(tmp_path / "studies")).add_image("x", str(tmp_path / "x.nii.gz"), {})
+            CheckedDatastore(str(tmp_path / "studies")).add_image("x", str(tmp_path / "x.nrrd"), {})
 
 
 def test_what_killed_requests_left_is_swept(tmp_path: Path) -> None:

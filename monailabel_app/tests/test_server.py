@@ -36,7 +36,13 @@ from monailabel_app.tests.studies import (
     voxels,
 )
 
-MARGIN = 0.15  # of the propagated label's mean Dice over that of no registration
+MARGIN = 0.15  # of the propagated label's mean Dice over that of no registration,
+SHARE = 1 / 3  # or this share of what is missing to 1, where little is (made studies start at a high Dice)
+
+
+def least(before: float) -> float:
+    """Return the Dice that a propagated label must exceed."""
+    return before + min(MARGIN, SHARE * (1 - before))
 
 
 def test_info_lists_model_options_labels_and_strategies(server: Server, studies: Studies) -> None:
@@ -69,7 +75,7 @@ def test_label_comes_back_on_the_fixed_grid_for_slicer(server: Server, studies: 
     truth = voxels(studies.labels[studies.open])
     before, after = mean_dice(truth, field_of_view_start(moving, truth.shape)), mean_dice(truth, found)
     print(f"mean Dice {before:.3f} before, {after:.3f} after")
-    assert after > before + MARGIN
+    assert after > least(before)
     quality = answer["quality"]
     assert quality["similarity_after"] < quality["similarity_before"]
     assert quality["folding_percent"] < 0.5
@@ -155,7 +161,7 @@ def test_a_batch_carries_one_label_through_a_series(server: Server, studies: Stu
         assert_same_grid(path, studies.images[name])
         truth, moving = voxels(studies.labels[name]), voxels(studies.labels["atlas_a"])
         before = mean_dice(truth, field_of_view_start(moving, truth.shape))
-        assert mean_dice(truth, voxels(path)) > before + MARGIN
+        assert mean_dice(truth, voxels(path)) > least(before)
         where = {"label": name, "tag": "original"}
         info = requests.get(f"{server.url}/datastore/label/info", params=where, timeout=60).json()
         assert {item["name"] for item in info["label_info"]} <= set(studies.names.values())
