@@ -30,11 +30,11 @@ def vote(labels: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = No
     """Return at each voxel the value with the most votes; the earlier label decides between equals.
 
     Args:
-        labels: integers (I, J, K), all on one grid.
-        weights: of each label at each voxel, (I, J, K); by default all the same.
+        labels: integers, all of one grid, axes in any order.
+        weights: of each label at each voxel, in the same shape; by default all the same.
 
     Returns:
-        (I, J, K) in the widest type of the labels.
+        the same shape, in the widest type of the labels.
     """
     values = np.unique(np.concatenate([np.unique(label) for label in labels]))
     best = np.full(labels[0].shape, -1.0, dtype=np.float32)
@@ -53,12 +53,12 @@ def local_weights(fixed: np.ndarray, warped: np.ndarray, spacing: Sequence[float
     """Return how well an image matches another one around each voxel: the local correlation, squared; 0 where negative.
 
     Args:
-        fixed: intensities (I, J, K).
+        fixed: intensities, axes in any order.
         warped: the other image on the same grid.
-        spacing: mm along each axis.
+        spacing: mm along each axis, in the order of the axes.
 
     Returns:
-        (I, J, K) float32 in [0, 1].
+        the same shape, float32 in [0, 1].
     """
     sigma = [WINDOW_MM / step for step in spacing]
     first, second = (image.astype(np.float32) - np.float32(image.mean()) for image in (fixed, warped))

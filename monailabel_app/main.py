@@ -180,5 +180,5 @@ class UniGradICON(MONAILabelApp):
         if (request.get("result") or "label") != "label":
             raise RequestError("save_label: only a label can be saved; leave result out, or save_label")
         check_id("label_tag", tag)
-        if tag == FINAL and store.get_label_uri(image, tag):
+        if tag == FINAL and store.get_label_by_image_id(image, tag):
             raise RequestError(f"label_tag: '{image}' has a final label, which is not overwritten; use 'original'", 409)

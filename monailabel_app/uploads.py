@@ -73,11 +73,12 @@ def refuse_foreign_data(option: str, path: str) -> None:
     with open(path, "rb") as file:
         start = file.read(_HEADER_BYTES)
     if suffix == ".mha":
-        places = re.findall(rb"(?i)ElementDataFile\s*=\s*([^\r\n]*)", start)
-        own = [place.strip() for place in places[:1]] == [b"LOCAL"]
+        # its only mention, at the start of a line: one within a comment could hide another
+        mentions = len(re.findall(rb"(?i)ElementDataFile", start))
+        own = mentions == 1 and re.search(rb"[\r\n]ElementDataFile\s*[=:]\s*LOCAL\s*[\r\n]", start) is not None
     elif suffix == ".nrrd":
         end = re.search(rb"\r?\n\r?\n", start)
-        own = end is not None and not re.search(rb"(?im)^\s*data\s*file\s*:", start[: end.start()])
+        own = end is not None and not re.search(rb"(?i)[\r\n]\s*data\s*file\s*:", start[: end.start()])
     else:
         own = True
     if not own:

@@ -285,6 +285,11 @@ def test_headers_that_name_other_files_are_refused(tmp_path: Path) -> None:
     image = itk.image_from_array(np.random.default_rng(0).random((8, 8, 8)).astype(np.float32))
     for name, change in (
         ("a.mha", (b"ElementDataFile = LOCAL", b"ElementDataFile = " + str(secret).encode())),
+        (
+            "hidden.mha",
+            (b"ElementDataFile = LOCAL", b"Comment = ElementDataFile = LOCAL\nElementDataFile = secret.raw"),
+        ),
+        ("colon.mha", (b"ElementDataFile = LOCAL", b"Comment = ElementDataFile = LOCAL\nElementDataFile: secret.raw")),
         ("b.nrrd", (b"\n\n", b"\ndata file: " + str(secret).encode() + b"\n\n")),
         ("c.nrrd", (b"\n\n", b"\ndatafile: " + str(secret).encode() + b"\n\n")),
     ):
