@@ -27,15 +27,22 @@ except ImportError:  # it is not there for every processor
 
 
 def write_nifti(
-    path: str | os.PathLike[str], components: Iterable[np.ndarray], affine_ras: np.ndarray, vector: bool = False
+    path: str | os.PathLike[str],
+    components: Iterable[np.ndarray],
+    affine_ras: np.ndarray,
+    vector: bool = False,
+    time_step: float | None = None,
+    intent_code: int = 0,
 ) -> None:
     """Write a volume as ``.nii.gz``.
 
     Args:
         path: the file.
-        components: arrays (I, J, K) of one type: a single one, or the three of a vector image.
+        components: arrays of one type: a single one (I, J, K) or (I, J, K, T), or the three of a vector image.
         affine_ras: (4, 4), voxel -> world RAS mm, written as sform and qform.
         vector: write a vector image (5-D, intent 1007), which ITK reads as such, without changing signs.
+        time_step: seconds from frame to frame of a 4-D volume.
+        intent_code: NIfTI's, of what is no vector image.
 
     Raises:
         InputError: the file can't be written.
@@ -46,9 +53,13 @@ def write_nifti(
     image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm")
+    image.header.set_xyzt_units("mm", "sec" if time_step is not None else None)
+    if time_step is not None:
+        image.header.set_zooms((*image.header.get_zooms()[:3], time_step))
     if vector:
         image.header.set_intent("vector")
+    elif intent_code:
+        image.header.set_intent(intent_code, allow_unknown=True)
     # the same bytes each time: no time of writing and no name of a temporary file
     with (
         replacing(path) as temporary,

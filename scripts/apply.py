@@ -1,0 +1,222 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Applying written transforms to other things: what ``configs/apply.yaml`` runs.
+
+Everything is looked at before the first voxel is resampled; each result is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import itk
+
+from .atomic import replacing
+from .errors import InputError
+from .field_formats import check_format, convert_field
+from .input_files import check_output_dir, existing_path, is_absent, stem
+from .itk_resampling import (
+    INTERPOLATIONS,
+    LABEL_INTERPOLATIONS,
+    Grid,
+    grid_of,
+    read_itk,
+    resample,
+    sample_transform,
+    with_spacing,
+)
+from .nifti import write_nifti
+from .point_files import POINT_SUFFIXES, carrier, carry_points
+from .reading import read_header
+from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
+
+logger = logging.getLogger(__name__)
+
+
+class Inputs(NamedTuple):
+    """What is to be done, checked as far as that is cheap."""
+
+    transforms: tuple[str, ...]
+    inverted: tuple[bool, ...]
+    fixed: str | None
+    moving: str | None
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    landmarks: tuple[str, ...]
+    convert: tuple[str, ...]
+    output_dir: Path
+
+
+def load_inputs(
+    transform: Any = None,
+    invert_transform: Any = False,
+    fixed: Any = None,
+    moving: Any = None,
+    image: Any = None,
+    label: Any = None,
+    landmarks: Any = None,
+    convert: Any = None,
+    save_transform: bool = False,
+    output_dir: Any = None,
+    required: bool = True,
+) -> Inputs | None:
+    """Check the options of ``configs/apply.yaml`` and the headers of all files; the config tells what they mean.
+
+    Returns:
+        what is to be done; None without a transform if that is not required.
+
+    Raises:
+        InputError: one line that names option, value and what to do.
+    """
+    if is_absent(transform):
+        if not required:
+            return None
+        raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
+    transforms = _paths("transform", transform)
+    flags = _list(invert_transform)
+    flags = flags * len(transforms) if len(flags) == 1 else flags
+    if len(flags) != len(transforms) or not all(isinstance(flag, bool) for flag in flags):
+        raise InputError(
+            f"invert: give True, False, or one of them for each of the {len(transforms)} transforms, got"
+            f" {invert_transform!r}"
+        )
+    images, labels = _paths("image", image), _paths("label", label)
+    points = tuple(existing_path("landmarks", path, Path()) for path in _list(landmarks))
+    formats = tuple(check_format(str(name)) for name in _list(convert))
+    if not (images or labels or points or formats or save_transform):
+        raise InputError("nothing to do: give --image, --label, --landmarks, --convert or --save_transform True")
+    for path in points:
+        if not path.lower().endswith(POINT_SUFFIXES):
+            raise InputError(f"landmarks '{path}': give a file that ends in {', '.join(POINT_SUFFIXES)}")
+    for option, paths in (("image", images), ("label", labels)):
+        for path in paths:
+            _check_volume(option, path)
+    fixed, moving = (
+        None if is_absent(value) else existing_path(option, value, Path())
+        for option, value in (("fixed", fixed), ("moving", moving))
+    )
+    for option, path in (("fixed", fixed), ("moving", moving)):
+        if path is not None:
+            _check_volume(option, path)
+    if "fsl" in formats and moving is None:
+        raise InputError("convert 'fsl' needs the moving image, whose header its values depend on: give --moving FILE")
+    if (images or labels or formats) and fixed is None and not transforms[0].lower().endswith(FIELD_SUFFIXES):
+        raise InputError("fixed is missing: give --fixed FILE, the image whose grid the results shall have")
+    names = [name for path in (*images, *labels, *points) for name in [output_name(path)]]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two inputs would both be written as '{twice}'; apply them one after the other")
+    return Inputs(
+        transforms, tuple(flags), fixed, moving, images, labels, points, formats, check_output_dir(output_dir)
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    if value is None or (isinstance(value, str) and is_absent(value)):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _paths(option: str, value: Any) -> tuple[str, ...]:
+    return tuple(existing_path(option, path, Path()) for path in _list(value))
+
+
+def _check_volume(option: str, path: str) -> None:
+    try:
+        header = read_header(path)
+    except InputError as error:
+        raise type(error)(f"{option}: {error}") from error
+    if len(header.shape) not in (3, 4) or header.components != 1:
+        raise InputError(f"{option} '{path}' must be a 3-D or 4-D image with one value per voxel")
+
+
+def output_name(path: str) -> str:
+    """Return the name of the result of an input file."""
+    name = Path(path).name
+    for suffix in POINT_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return f"{name[: -len(suffix)]}_warped{suffix}"
+    return f"{stem(path)}_warped.nii.gz"
+
+
+def check_interpolation(interpolation: str, label_interpolation: str) -> None:
+    """Refuse unknown interpolations."""
+    if interpolation not in INTERPOLATIONS:
+        raise InputError(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}, got '{interpolation}'")
+    if label_interpolation not in LABEL_INTERPOLATIONS:
+        raise InputError(
+            f"label_interpolation: expected one of {', '.join(LABEL_INTERPOLATIONS)}, got '{label_interpolation}'"
+        )
+
+
+def apply_transforms(
+    inputs: Inputs,
+    interpolation: str = "linear",
+    label_interpolation: str = "nearest",
+    outside: float = 0.0,
+    spacing: Sequence[float] | None = None,
+    landmark_space: str = "LPS",
+    save_transform: bool = False,
+) -> list[Path]:
+    """Do what is to be done and return the files that were written.
+
+    Args:
+        inputs: of :func:`load_inputs`.
+        interpolation: of images, linear or bspline.
+        label_interpolation: nearest or smooth.
+        outside: value of voxels that come from outside an image.
+        spacing: of the results, mm, instead of that of ``fixed``.
+        landmark_space: of CSV and VTK files that do not say.
+        save_transform: also write the composed transform, transform.h5.
+    """
+    check_interpolation(interpolation, label_interpolation)
+    if inputs is None:
+        raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
+    parts = [read_transform(path) for path in inputs.transforms]
+    transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
+    folder, written = inputs.output_dir, []
+    if save_transform:
+        with replacing(folder / "transform.h5") as temporary:
+            itk.transformwrite([transform], str(temporary))
+        written.append(folder / "transform.h5")
+    for path in inputs.landmarks:
+        count = carry_points(path, carrier(transform), folder / output_name(path), landmark_space)
+        logger.info("%s: %d points", path, count)
+        written.append(folder / output_name(path))
+    if inputs.images or inputs.labels or inputs.convert:
+        grid = _grid(inputs, spacing)
+        affine = grid.affine_ras.numpy()
+        jobs = [(path, interpolation) for path in inputs.images] + [
+            (path, label_interpolation) for path in inputs.labels
+        ]
+        for path, method in jobs:
+            image = read_itk(path)
+            values = resample(image, transform, grid, method, outside if path in inputs.images else 0.0)
+            time_step = float(image.GetSpacing()[3]) if values.ndim == 4 else None
+            write_nifti(folder / output_name(path), [values], affine, time_step=time_step)
+            written.append(folder / output_name(path))
+        if inputs.convert:
+            displacement = sample_transform(transform, grid)
+            moving = None if inputs.moving is None else grid_of(read_itk(inputs.moving))
+            files = [convert_field(name, displacement, grid.affine_ras, folder, moving) for name in inputs.convert]
+            written.extend(folder / name for name in files)
+    for path in written:
+        print(f"wrote {path}")
+    return written
+
+
+def _grid(inputs: Inputs, spacing: Sequence[float] | None) -> Grid:
+    """Return the grid of the results: that of fixed, or of the displacement field that is applied first."""
+    grid = grid_of(itk.imread(inputs.transforms[0]) if inputs.fixed is None else read_itk(inputs.fixed))
+    return grid if spacing is None else with_spacing(grid, spacing)

@@ -1,0 +1,193 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Reading, composing and inverting transforms of the world that ITK, ANTs, 3D Slicer or this bundle wrote.
+
+All of them map points of the grid that is resampled onto (fixed) to points of the image that is resampled (moving),
+world LPS mm, as ITK's and ANTs' files do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import itk
+import numpy as np
+import torch
+
+from .coordinates import extent, identity_grid, sample
+from .errors import InputError, InputFileError
+from .reading import check_complete, itk_reason
+
+TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".mat", ".txt", ".tfm", ".xfm")
+FIELD_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
+INVERSION_STEPS = 60
+INVERSION_VOXELS = 1e-4  # largest change of the last step, voxels of the field
+
+
+def read_transform(path: str) -> Any:
+    """Read a transform file, or a displacement field as an image, into an ``itk.CompositeTransform``.
+
+    Args:
+        path: ``.h5``, ``.mat``, ``.txt`` or ``.tfm`` of ITK, ANTs or 3D Slicer, or an image with 3 values a voxel
+            (displacements in LPS mm, as ITK and ANTs write them).
+
+    Raises:
+        InputFileError: the file can't be read, or is not a 3-D transform.
+    """
+    name = path.lower()
+    if name.endswith(FIELD_SUFFIXES):
+        return _composite([_read_field(path)])
+    if not name.endswith(TRANSFORM_SUFFIXES):
+        raise InputFileError(
+            f"transform '{path}': give a transform of ITK, ANTs or 3D Slicer ({', '.join(TRANSFORM_SUFFIXES)}) or a"
+            f" displacement field ({', '.join(FIELD_SUFFIXES)})"
+        )
+    if name.endswith((".mat", ".txt", ".xfm")):
+        _refuse_flirt(path)
+    try:
+        parts = list(itk.transformread(path))
+    except RuntimeError as error:
+        raise InputFileError(f"transform '{path}' can't be read: {itk_reason(error)}") from error
+    if not parts:
+        raise InputFileError(f"transform '{path}' holds no transform")
+    if any(part.GetInputSpaceDimension() != 3 for part in parts):
+        raise InputFileError(f"transform '{path}' is not 3-D; give a transform of 3-D images")
+    return _composite(parts)
+
+
+def _refuse_flirt(path: str) -> None:
+    """Refuse FSL's matrices, which mean nothing without the headers of both images."""
+    try:
+        values = np.loadtxt(path, ndmin=2)
+    except (ValueError, UnicodeDecodeError, OSError):
+        return
+    if values.shape == (4, 4):
+        raise InputFileError(
+            f"transform '{path}' is a 4 x 4 matrix of FSL; convert it to ITK's form first (c3d_affine_tool -fsl2ras)"
+        )
+
+
+def _read_field(path: str) -> Any:
+    try:
+        check_complete(path)
+        image = itk.imread(path)
+    except RuntimeError as error:
+        raise InputFileError(f"transform '{path}' can't be read: {itk_reason(error)}") from error
+    if image.GetImageDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise InputFileError(
+            f"transform '{path}' is an image with {image.GetNumberOfComponentsPerPixel()} values a voxel and"
+            f" {image.GetImageDimension()} axes; a displacement field is 3-D with 3 values (LPS mm)"
+        )
+    values = itk.array_view_from_image(image)
+    if not np.isfinite(values).all():
+        raise InputFileError(f"transform '{path}' has displacements that are not finite numbers")
+    return field_transform(values, image)
+
+
+def field_transform(displacement: np.ndarray, like: Any) -> Any:
+    """Return an ``itk.DisplacementFieldTransform`` of displacements (K, J, I, 3), mm, on the grid of an ITK image."""
+    image = itk.image_from_array(np.ascontiguousarray(displacement, dtype=np.float64), is_vector=True)
+    image.SetOrigin(like.GetOrigin())
+    image.SetSpacing(like.GetSpacing())
+    image.SetDirection(like.GetDirection())
+    transform = itk.DisplacementFieldTransform[itk.D, 3].New()
+    transform.SetDisplacementField(image)
+    return transform
+
+
+def compose(transforms: Sequence[Any]) -> Any:
+    """Return one transform; as in ANTs' lists, a point goes through the first one first."""
+    return _composite([part for transform in reversed(transforms) for part in flatten(transform)])
+
+
+def flatten(transform: Any) -> list[Any]:
+    """Return the parts of a composite, of composites in it, too; a point goes through the last one first."""
+    if transform.GetTransformTypeAsString().startswith("CompositeTransform"):
+        return [
+            part
+            for n in range(transform.GetNumberOfTransforms())
+            for part in flatten(itk.down_cast(transform.GetNthTransform(n)))
+        ]
+    return [transform]
+
+
+def _composite(parts: Sequence[Any]) -> Any:
+    composite = itk.CompositeTransform[itk.D, 3].New()
+    for part in (inner for outer in parts for inner in flatten(itk.down_cast(outer))):
+        if not part.GetTransformTypeAsString().endswith("_double_3_3"):
+            raise InputError(
+                f"a transform of the kind {part.GetTransformTypeAsString()} can't be composed; write it with double"
+                " precision"
+            )
+        composite.AddTransform(part)
+    return composite
+
+
+def invert(transform: Any) -> Any:
+    """Return the inverse of a composite: exact for linear parts, by fixed-point iteration for displacement fields.
+
+    The inverse of a field lies on the field's own grid; points that the field carries out of it are not known there.
+
+    Raises:
+        InputError: a part has no inverse, or the iteration does not settle: the field folds.
+    """
+    return _composite([_invert_part(part) for part in reversed(flatten(transform))])
+
+
+def _invert_part(part: Any) -> Any:
+    kind = part.GetTransformTypeAsString()
+    if kind.startswith("DisplacementFieldTransform"):
+        return _invert_field(part)
+    try:
+        inverse = part.GetInverseTransform()
+    except RuntimeError:
+        inverse = None
+    if inverse is None:
+        raise InputError(f"a transform of the kind {kind} has no inverse; give the inverse transform's own file")
+    return itk.down_cast(inverse)
+
+
+def _invert_field(part: Any) -> Any:
+    image = part.GetDisplacementField()
+    axes = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())  # columns: steps of i, j, k
+    displacement = itk.array_view_from_image(image)
+    voxels = (displacement @ np.linalg.inv(axes).T)[..., ::-1]  # components along (k, j, i), as the array's axes
+    ddf = torch.from_numpy(np.ascontiguousarray(np.moveaxis(voxels, -1, 0)))[None]
+    inverse = invert_ddf(ddf)[0].numpy()
+    return field_transform(np.moveaxis(inverse, 0, -1)[..., ::-1] @ axes.T, image)
+
+
+def invert_ddf(ddf: torch.Tensor) -> torch.Tensor:
+    """Return the displacement field v with v(x) = -ddf(x + v(x)) on the same grid (Chen et al., Med. Phys. 2008).
+
+    Args:
+        ddf: (1, 3, D, H, W), voxels.
+
+    Raises:
+        InputError: the iteration does not settle.
+    """
+    displacement = ddf / extent(ddf)
+    grid = identity_grid(ddf.shape[2:], dtype=ddf.dtype)
+    inverse, change = torch.zeros_like(displacement), torch.tensor(float("inf"))
+    for _ in range(INVERSION_STEPS):
+        following = -sample(displacement, grid + inverse, padding="border")
+        inside = ((grid + inverse >= 0) & (grid + inverse <= 1)).all(dim=1, keepdim=True)
+        change = ((following - inverse) * extent(ddf) * inside).abs().max()
+        inverse = following
+        if change < INVERSION_VOXELS:
+            break
+    if change > 0.1:
+        raise InputError(
+            f"the displacement field can't be inverted: after {INVERSION_STEPS} steps points still move by"
+            f" {float(change):.2f} voxels, so it folds; give the inverse transform's own file"
+        )
+    return inverse * extent(ddf)
