@@ -16,7 +16,6 @@ demo: $(VENV)/.installed
 		--fixed_label $(EXAMPLE)/pair/fixed_label.nii.gz --moving_label $(EXAMPLE)/pair/moving_label.nii.gz \
 		--fixed_landmarks $(EXAMPLE)/pair/fixed_landmarks.csv --moving_landmarks $(EXAMPLE)/pair/moving_landmarks.csv \
 		--output_dir $(EXAMPLE)/result --preset fast
-	$(PY) -m scripts.summary $(EXAMPLE)/result/report.json
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 # two processes of one thread use two cores better than one of two
@@ -43,7 +42,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-ref
 	touch $@
 
 # the server for annotators, in an environment of its own: make monailabel STUDIES=DIR
-monailabel: $(MONAILABEL)/.installed
+monailabel: $(if $(STUDIES),,$(if $(filter monailabel,$(MAKECMDGOALS)),$(error give the folder of the studies: make monailabel STUDIES=DIR))) $(MONAILABEL)/.installed
 	$(MONAILABEL)/bin/python monailabel_app/serve.py --studies $(STUDIES)
 
 test-monailabel: $(MONAILABEL)/.installed

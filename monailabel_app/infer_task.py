@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,8 @@ from monailabel_app.studies import Study, all_names, find_study, labelled_studie
 from scripts.reading import VolumeReader
 
 UPLOAD = "the uploaded image"
+
+logger = logging.getLogger(__name__)
 
 
 class RegisterStudy(InferTask):
@@ -102,6 +105,10 @@ class RegisterStudy(InferTask):
         finally:
             release_memory(self.settings.device)
         params["latencies"] = {"total": round(time.perf_counter() - began, 2)}
+        logger.info(
+            "'%s' from %s in %.1f s: %s",
+            *(fixed.id, params["moving"], params["latencies"]["total"], params["warning"] or params["quality"]),
+        )
         return str(path), params
 
     def _candidates(self, options: InferOptions, fixed: Study, store: Datastore) -> tuple[list[Study], list[Study]]:

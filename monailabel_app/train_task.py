@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -71,7 +72,7 @@ class FineTune(TrainTask):
         found = {}
         for path in sorted(self.settings.models_dir.glob("*.json")):
             try:
-                found[path.stem] = json.loads(path.read_text())
+                found[path.stem] = json.loads(path.read_text(), parse_constant=lambda _: None)
             except (OSError, ValueError) as error:
                 logger.warning("%s can't be read: %s", path, error)
         return found
@@ -194,7 +195,10 @@ def split(studies: Sequence[Study], val_split: float) -> tuple[list[Study], list
 
 
 def publish(run: Path, target: Path, facts: Mapping[str, Any]) -> None:
-    """Copy the best weights of a run, without the optimizer, under the model's name, and write what is known of it."""
+    """Copy the best weights of a run, without the optimizer, under the model's name, and write what is known of it.
+
+    Where no validation gave a figure, there are no best ones, and the last are taken.
+    """
     source = next(path for path in (run / "best.pt", run / "last.pt") if path.is_file())
     content = torch.load(source, map_location="cpu", weights_only=True)
     with replacing(target.with_suffix(".json")) as temporary:
@@ -203,7 +207,7 @@ def publish(run: Path, target: Path, facts: Mapping[str, Any]) -> None:
         torch.save({key: content[key] for key in ("model", "network") if key in content}, temporary)
 
 
-def _train(options: Mapping[str, Any]) -> dict[str, float]:
+def _train(options: Mapping[str, Any]) -> dict[str, float | None]:
     """Run the bundle's fine-tuning; return the figures of the last validation."""
     configs = BUNDLE_ROOT / "configs"
     path = list(sys.path)
@@ -219,7 +223,9 @@ def _train(options: Mapping[str, Any]) -> dict[str, float]:
         workflow.initialize()
         workflow.run()
         metrics = workflow.parser.get_parsed_content("validate::evaluator").state.metrics
-        return {name: round(float(value), 5) for name, value in metrics.items() if isinstance(value, (int, float))}
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+        # JSON has no NaN, which a Dice without a common label is
+        return {name: round(value, 5) if math.isfinite(value) else None for name, value in numbers.items()}
     finally:
         sys.path[:] = path
 

@@ -185,7 +185,7 @@ def apply_transforms(
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
     parts = [read_transform(path) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
-    folder, written = inputs.output_dir, []
+    folder, written = inputs.output_dir, list[Path]()
     if save_transform:
         with replacing(folder / "transform.h5") as temporary:
             itk.transformwrite([transform], str(temporary))
@@ -211,8 +211,8 @@ def apply_transforms(
             moving = None if inputs.moving is None else grid_of(read_itk(inputs.moving))
             files = [convert_field(name, displacement, grid.affine_ras, folder, moving) for name in inputs.convert]
             written.extend(folder / name for name in files)
-    for path in written:
-        print(f"wrote {path}")
+    for result in written:
+        print(f"wrote {result}")
     return written
 
 

@@ -61,7 +61,7 @@ def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: s
         return None
     if model not in MODEL_FILES:
         raise InputError(f"model: expected one of none, {', '.join(MODEL_FILES)}, got '{model}'")
-    path = Path(bundle_root) / MODEL_FILES[model]
+    path = _bundle_folder(bundle_root) / MODEL_FILES[model]
     if model == DEFAULT_MODEL and not path.is_file():
         raise InputFileError(f"model: the default weights are not at {path}; restore them with: git checkout {path}")
     if not path.is_file():
@@ -69,6 +69,12 @@ def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: s
             f"model: the weights of {model} are not at {path}; fetch them with: {download_command(bundle_root)}"
         )
     return path
+
+
+def _bundle_folder(bundle_root: str | Path) -> Path:
+    """Return the bundle's folder; ``.``, the configs' default, means this bundle in whatever folder a command runs."""
+    folder = Path(bundle_root)
+    return Path(__file__).resolve().parents[1] if str(folder) == "." and not (folder / "configs").is_dir() else folder
 
 
 def describe_weights(path: str | Path | None = None, name: str | None = None) -> dict[str, str | None]:

@@ -79,7 +79,11 @@ class MatchGridd(MapTransform):
             )
         if not grids_overlap(affine, shape, image_affine, image_shape):
             raise InputError(f"{pair} do not overlap in space; give the {key} that belongs to this image")
-        logger.info("%s is not on the grid of %s: resampled to it (nearest voxel)", key, image_key)
+        logger.warning(
+            "%s is not on the grid of %s: resampled to it (nearest voxel); check that it belongs to this image",
+            key,
+            image_key,
+        )
         values = cast(MetaTensor, self.resample(region, img_dst=image)).as_tensor().to(torch.float32)
         resampled = MetaTensor(values, meta=dict(region.meta))
         resampled.affine = image.affine.clone()

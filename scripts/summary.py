@@ -8,12 +8,16 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Print where a registration's results are and how good they are: ``python -m scripts.summary report.json``."""
+"""Print where a registration's results are and how good they are: ``python -m scripts.summary report.json``.
+
+``configs/inference.yaml`` ends with it.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,7 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
         folder: where it lies, with the other results.
     """
     lines = [f"results in {folder}:", *(f"  {name}" for name in (*report["outputs"], "report.json"))]
-    before, after = report["similarity"]["before"], report["similarity"]["after"]
-    lines.append(f"similarity loss   {before:.3f} -> {after:.3f} (lower is better)")
+    lines.append(f"similarity loss   {_similarity(report)} (lower is better)")
     if "tre_mm" in report:
         tre = report["tre_mm"]
         lines.append(f"landmark error    {tre['before']['mean']:.2f} -> {tre['after']['mean']:.2f} mm (mean TRE)")
@@ -35,11 +38,36 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
         dice = report["dice"]
         lines.append(f"label overlap     {dice['before']['mean']:.3f} -> {dice['after']['mean']:.3f} (mean Dice)")
     lines.append(f"folding           {report['folding_percent']:.3f} % of the voxels")
-    lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse)")
+    if report.get("inconsistency_mm") is not None:  # there may be no inverse
+        lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse)")
     memory = report["peak_memory_mib"]  # None where the system does not tell
     lines.append(f"registration took {report['seconds']:.0f} s" + (f", peak memory {memory:.0f} MiB" if memory else ""))
-    lines.append(f"weights           {report['weights']['name']}")
+    lines.append(f"weights           {report['weights']['name'] or report['weights'].get('path') or 'none'}")
     return "\n".join(lines)
+
+
+def _similarity(report: Mapping[str, Any]) -> str:
+    return " -> ".join(
+        "unknown" if report["similarity"][when] is None else f"{report['similarity'][when]:.3f}"
+        for when in ("before", "after")
+    )
+
+
+def print_results(cases: Sequence[Mapping[str, Any]]) -> None:
+    """Print the summary of a pair, or one line each of several; cases without a report are left out.
+
+    Args:
+        cases: of :func:`scripts.datasets.load_cases`.
+    """
+    for case in cases:
+        path = Path(case["case_dir"]) / "report.json"
+        if not path.is_file():
+            continue
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if len(cases) == 1:
+            print(summarize(report, path.parent))
+            continue
+        print(f"{case['case']}: similarity loss {_similarity(report)}, results in {path.parent}")
 
 
 if __name__ == "__main__":

@@ -249,3 +249,12 @@ def test_a_shape_that_is_none_is_refused(tmp_path: Path, shape: object) -> None:
     path = save({"model": random_network().state_dict(), "network": {"spatial_shape": shape}}, tmp_path)
     with pytest.raises(InputError, match="spatial_shape as three whole numbers"):
         read_checkpoint(path)
+
+
+def test_the_default_folder_means_this_bundle_wherever_a_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_weights("default", bundle_root=".") == Path(__file__).resolve().parents[1] / "models" / "default.pt"
+    with pytest.raises(InputFileError, match="default weights"):  # a folder that was named is meant
+        find_weights("default", bundle_root=tmp_path)

@@ -12,9 +12,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from scripts.summary import summarize
+import pytest
+
+from scripts.summary import print_results, summarize
 
 REPORT = {
     "outputs": ["forward_transform.h5", "overview.png"],
@@ -42,3 +45,18 @@ def test_scores_that_were_not_measured_are_left_out() -> None:
     text = summarize({**REPORT, "dice": {"before": {"mean": None}, "after": {"mean": None}}}, Path("out"))
     assert "landmark" not in text
     assert "Dice" not in text
+
+
+def test_a_pair_is_summed_up_and_several_get_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [{"case": name, "case_dir": str(tmp_path / name)} for name in ("one", "two", "failed")]
+    similarities = ({"before": 0.5, "after": 0.25}, {"before": None, "after": None})
+    for case, similarity in zip(cases[:2], similarities, strict=True):
+        Path(case["case_dir"]).mkdir()
+        (Path(case["case_dir"]) / "report.json").write_text(json.dumps({**REPORT, "similarity": similarity}))
+    print_results(cases)
+    assert capsys.readouterr().out.splitlines() == [
+        f"one: similarity loss 0.500 -> 0.250, results in {tmp_path / 'one'}",
+        f"two: similarity loss unknown -> unknown, results in {tmp_path / 'two'}",
+    ]
+    print_results(cases[:1])
+    assert f"results in {tmp_path / 'one'}:" in capsys.readouterr().out

@@ -247,6 +247,16 @@ def test_all_options_reach_the_training(monkeypatch: pytest.MonkeyPatch, tmp_pat
         train_task.FineTune(settings)({**body, "name": "m"}, store)
 
 
+def test_facts_of_models_are_strict_json(tmp_path: Path) -> None:
+    """A Dice without a common label is NaN, which would make every /info fail."""
+    settings = read_settings({}, str(tmp_path / "studies"))
+    settings.models_dir.mkdir(parents=True, exist_ok=True)
+    (settings.models_dir / "ours.json").write_text('{"last_validation": {"val_dice": NaN, "val_similarity": 0.2}}')
+    stats = train_task.FineTune(settings).stats()
+    assert stats == {"ours": {"last_validation": {"val_dice": None, "val_similarity": 0.2}}}
+    json.dumps(stats, allow_nan=False)
+
+
 def test_the_open_study_does_not_choose_itself_and_unusable_ones_are_left_out(tmp_path: Path, studies: Studies) -> None:
     store = CheckedDatastore(str(tmp_path / "studies"))
     for name in ("atlas_a", "atlas_b"):
