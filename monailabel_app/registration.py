@@ -64,7 +64,7 @@ def register(
     Raises:
         InputError: of the bundle.
     """
-    saves = dict.fromkeys(set(_SAVES.values()) | {"save_jacobian", "save_overview"}, False)
+    saves = dict.fromkeys(set(_SAVES.values()) | {"save_jacobian", "save_overview", "save_confidence"}, False)
     saves[_SAVES[options.result]] = True
     given = {
         **_pair(fixed, moving),

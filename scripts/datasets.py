@@ -19,7 +19,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,13 @@ MODALITY_KEYS = ("fixed_modality", "moving_modality")
 REGIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
 LANDMARKS = ("fixed_landmarks", "moving_landmarks")
 PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
-CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", "frame")
+FRAMES = ("frame", "fixed_frame", "moving_frame")  # of one image where they differ
+CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", *FRAMES)
+ERROR_NAME = "error.json"  # of a case of a cohort that failed
 OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
     *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
     *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png"),
+    *("confidence.nii.gz", "inconsistency_mm.nii.gz", ERROR_NAME),
 )
 
 
@@ -129,15 +132,46 @@ def require_cases(cases: list[dict[str, Any]]) -> None:
         load_cases(required=True)
 
 
+def frame_of(case: Mapping[Any, Any], key: str) -> int | None:
+    """Return the frame to take of the file of a case entry, of a 4-D file."""
+    frame = case.get(f"{key.partition('_')[0]}_frame", case.get("frame"))
+    return None if frame is None else int(frame)
+
+
 def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path, split: str) -> list[dict[str, Any]]:
     rows = read_datalist(path, split)
-    base = Path(path).resolve().parent
+    return cases_of_rows(rows, f"datalist '{path}', ", Path(path).resolve().parent, defaults, output_dir)
+
+
+def cases_of_rows(
+    rows: Sequence[Mapping[str, Any]],
+    where_from: str,
+    base: Path,
+    defaults: Mapping[str, Any],
+    output_dir: Path,
+    isolate: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the cases of a list's rows, each with its name and folder.
+
+    Args:
+        rows: of :func:`read_datalist`, or made likewise.
+        where_from: begins messages.
+        base: folder that relative paths start from.
+        defaults: entries of rows that lack them.
+        output_dir: holds the cases' folders.
+        isolate: a row that can't be used becomes a case with ``error`` and no files, instead of ending the whole.
+    """
     cases: list[dict[str, Any]] = []
     names: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        where = f"datalist '{path}', case {number}: "
-        case = _case({**defaults, **row}, where, base)
-        name = _given_name(row["case"], where) if "case" in row else _default_name(case)
+        where = f"{where_from}case {number}: "
+        try:
+            case = _case({**defaults, **row}, where, base)
+        except InputError as error:
+            if not isolate:
+                raise
+            case = {"error": str(error)}
+        name = _given_name(row["case"], where) if "case" in row else _default_name(case, f"case_{number}")
         if name in names:
             if "case" in row:
                 raise InputError(f"{where}the name '{name}' is also that of case {names[name]}; names must differ")
@@ -147,6 +181,11 @@ def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path, spl
             name = f"{name}_{count}"
         names[name] = number
         case.update(case=name, case_dir=str(output_dir / name))
+        if isolate and "error" not in case:
+            try:
+                _check_case(case, "")
+            except InputError as error:
+                case["error"] = str(error)
         cases.append(case)
     return cases
 
@@ -213,15 +252,16 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
         case[key] = MODALITIES[modality]
     if str(values.get("landmark_space", "LPS")).upper() != "LPS":
         case["landmark_space"] = check_space(values["landmark_space"])
-    if "frame" in values:
-        case["frame"] = _frame(values["frame"], where)
+    for key in FRAMES:
+        if key in values:
+            case[key] = _frame(key, values[key], where)
     return case
 
 
 def _check_case(case: Mapping[str, Any], where: str) -> None:
     for key in (*IMAGES, *REGIONS):
         if key in case:
-            check_header(where + key, case[key], case.get("frame"))
+            check_header(where + key, case[key], frame_of(case, key))
     space, any_affine = case.get("landmark_space", "LPS"), torch.eye(4)
     if all(key in case for key in LANDMARKS):
         read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"], space, any_affine, any_affine)
@@ -238,16 +278,18 @@ def _check_case(case: Mapping[str, Any], where: str) -> None:
             raise InputError(f"{where}{key} '{case[key]}' would be overwritten by the result; give another output_dir")
 
 
-def _frame(value: Any, where: str) -> int:
+def _frame(key: str, value: Any, where: str) -> int:
     text = str(value).strip()
     if not text.isdecimal() or isinstance(value, bool):
-        raise InputError(f"{where}frame must be a whole number from 0, got '{value}'")
+        raise InputError(f"{where}{key} must be a whole number from 0, got '{value}'")
     return int(text)
 
 
-def _default_name(case: Mapping[str, Any]) -> str:
+def _default_name(case: Mapping[str, Any], otherwise: str = "case") -> str:
+    if not all(key in case for key in IMAGES):
+        return otherwise
     name = f"{stem(case['moving'])}_to_{stem(case['fixed'])}"
-    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "case"
+    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or otherwise
 
 
 def _given_name(name: Any, where: str) -> str:

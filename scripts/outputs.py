@@ -32,6 +32,7 @@ from .nifti import write_nifti
 from .overview import draw_overview
 from .postprocessing import Case, warp_onto_fixed
 from .report import build_report, write_report
+from .resampling import on_grid
 from .transform_io import plain, write_displacement_field, write_itk_transform
 
 logger = logging.getLogger(__name__)
@@ -170,6 +171,32 @@ class SaveJacobiand(Output):
         determinant = jacobian_determinant(data["displacement_mm"], data["fixed"].affine)
         _write_volume(folder / "jacobian_determinant.nii.gz", determinant.numpy(), data)
         return ("jacobian_determinant.nii.gz",)
+
+
+class SaveConfidenced(Output):
+    """Write on the fixed grid where the registration can be trusted, 0 to 1: confidence.nii.gz."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write, if the quality was measured."""
+        if "quality_maps" not in data:
+            return ()
+        maps, fixed = data["quality_maps"], data["fixed"]
+        values = on_grid(maps.confidence, maps.affine, fixed.shape[1:], plain(fixed.affine))
+        _write_volume(folder / "confidence.nii.gz", values, data)
+        return ("confidence.nii.gz",)
+
+
+class SaveInconsistencyd(Output):
+    """Write on the fixed grid the distance of inverse(forward(x)) from x in mm: inconsistency_mm.nii.gz."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Write, if the quality was measured; NaN where forward leaves the moving image."""
+        if "quality_maps" not in data or data.get("inverse_transform") is None:
+            return ()
+        maps, fixed = data["quality_maps"], data["fixed"]
+        values = on_grid(maps.inconsistency_mm, maps.affine, fixed.shape[1:], plain(fixed.affine))
+        _write_volume(folder / "inconsistency_mm.nii.gz", values, data)
+        return ("inconsistency_mm.nii.gz",)
 
 
 class SaveOverviewd(Output):

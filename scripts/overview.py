@@ -263,7 +263,6 @@ def _footer(data: Mapping[Any, Any]) -> str:
         parts.append(f"folding {found['folding_percent']:.3f} %")
     if "inconsistency_mm" in found:
         parts.append(f"forward-backward {found['inconsistency_mm']:.2f} mm")
-    seconds = data.get("seconds", terms.get("seconds_registration"))
-    if seconds is not None:
-        parts.append(f"{float(seconds):.0f} s")
+    if "quality" in data:
+        parts.append(f"verdict: {data['quality']['verdict']}")
     return "   |   ".join(parts)

@@ -190,7 +190,7 @@ class LoadVolumesd(MapTransform):
 
     MONAI's LoadImage with :class:`VolumeReader` and nothing else: stock ``LoadImaged`` goes on to other readers, with
     other geometry, when ITK refuses a file, and forgets the type on disk. ``.meta["original_dtype"]`` keeps that type.
-    The optional case entry ``frame`` selects one volume of 4-D files.
+    The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files.
 
     Args:
         keys: case entries that are paths; entries that a case lacks are skipped.
@@ -204,7 +204,8 @@ class LoadVolumesd(MapTransform):
         """Replace the paths by volumes."""
         result = dict(data)
         for key in self.key_iterator(result):
-            path, frame = str(result[key]), result.get("frame")
+            path = str(result[key])
+            frame = result.get(f"{str(key).partition('_')[0]}_frame", result.get("frame"))
             try:
                 result[key] = self.loader(path, reader=VolumeReader(frame))
             except InputError as error:

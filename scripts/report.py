@@ -31,7 +31,8 @@ from monai.data import MetaTensor
 from .atomic import replacing
 
 INPUTS = (
-    *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_mask", "moving_mask"),
+    *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_frame", "moving_frame"),
+    *("fixed_mask", "moving_mask"),
     *("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"),
 )
 
@@ -112,6 +113,7 @@ def build_report(
         "similarity": {"before": terms.pop("similarity_before", None), "after": terms.pop("similarity_after", None)},
         "terms": terms,
         **data.get("metrics", {}),
+        **({"quality": data["quality"]} if "quality" in data else {}),
         "seconds": data.get("seconds", seconds),
         "peak_memory_mib": peak_memory_mib(),
         "peak_gpu_memory_mib": peak_gpu_memory_mib(),

@@ -73,6 +73,23 @@ def warp_image(
     return warped.transpose(2, 1, 0)
 
 
+def on_grid(values: Tensor, affine_ras: Tensor, shape: Sequence[int], fixed_affine: Tensor) -> np.ndarray:
+    """Evaluate a coarse map on a finer grid, linear.
+
+    Args:
+        values: (1, 1, D, H, W).
+        affine_ras: (4, 4), its voxel (d, h, w) -> world RAS mm.
+        shape: (I, J, K) of the finer grid.
+        fixed_affine: (4, 4), voxel (i, j, k) of it -> world RAS mm.
+
+    Returns:
+        (I, J, K) float32; 0 outside the map.
+    """
+    coarse = MetaTensor(values[0], affine=affine_ras)
+    nowhere = torch.zeros(()).expand(3, *(int(n) for n in shape))
+    return warp_image(coarse, nowhere, shape, fixed_affine)
+
+
 def shift_affine(affine: Tensor, first: Sequence[int]) -> Tensor:
     """Return the affine of the part of a grid that begins at voxel ``first``."""
     shifted = affine.clone()

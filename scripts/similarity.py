@@ -148,6 +148,18 @@ class LNCC(Similarity):
 
         return loss
 
+    def local_correlation(self, warped: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the correlation in the window around each voxel, and where either image has a contrast to judge it by.
+
+        Both (B, 1, D, H, W) as the images, the second one boolean.
+        """
+        mean, square, mean_target, square_target, product = self._blur(
+            1, warped, warped * warped, target, target * target, warped * target
+        )
+        variance, variance_target = F.relu(square - mean**2), F.relu(square_target - mean_target**2)
+        scale = torch.rsqrt((variance + _VARIANCE_FLOOR) * (variance_target + _VARIANCE_FLOOR))
+        return (product - mean * mean_target) * scale, torch.maximum(variance, variance_target) > 10 * _VARIANCE_FLOOR
+
     def _blur(self, stride: int, *images: Tensor) -> tuple[Tensor, ...]:
         return gaussian_blur(torch.cat(images, dim=1), self.sigma, stride).split(1, dim=1)
 

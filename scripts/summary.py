@@ -37,6 +37,9 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
     if report.get("dice", {}).get("after", {}).get("mean") is not None:
         dice = report["dice"]
         lines.append(f"label overlap     {dice['before']['mean']:.3f} -> {dice['after']['mean']:.3f} (mean Dice)")
+    if "quality" in report:
+        reasons = "; ".join(report["quality"]["reasons"])
+        lines.append(f"verdict           {report['quality']['verdict']}{': ' + reasons if reasons else ''}")
     lines.append(f"folding           {report['folding_percent']:.3f} % of the voxels")
     if report.get("inconsistency_mm") is not None:  # there may be no inverse
         lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse)")
@@ -67,7 +70,8 @@ def print_results(cases: Sequence[Mapping[str, Any]]) -> None:
         if len(cases) == 1:
             print(summarize(report, path.parent))
             continue
-        print(f"{case['case']}: similarity loss {_similarity(report)}, results in {path.parent}")
+        verdict = report.get("quality", {}).get("verdict", "done")
+        print(f"{case['case']}: {verdict}, similarity loss {_similarity(report)}, results in {path.parent}")
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def test_a_pair_is_summed_up_and_several_get_a_line_each(tmp_path: Path, capsys:
         (Path(case["case_dir"]) / "report.json").write_text(json.dumps({**REPORT, "similarity": similarity}))
     print_results(cases)
     assert capsys.readouterr().out.splitlines() == [
-        f"one: similarity loss 0.500 -> 0.250, results in {tmp_path / 'one'}",
-        f"two: similarity loss unknown -> unknown, results in {tmp_path / 'two'}",
+        f"one: done, similarity loss 0.500 -> 0.250, results in {tmp_path / 'one'}",
+        f"two: done, similarity loss unknown -> unknown, results in {tmp_path / 'two'}",
     ]
     print_results(cases[:1])
     assert f"results in {tmp_path / 'one'}:" in capsys.readouterr().out

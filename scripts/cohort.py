@@ -1,0 +1,201 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Running a cohort: what is done stays done, a pair that fails leaves its error and the others go on.
+
+The order of work is that of the list. The next pair is read while the device computes (``ahead``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.transforms import Transform
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+
+from .datasets import ERROR_NAME
+from .errors import InputError, describe_memory_error, find_input_error
+from .evaluation import is_done
+from .overlap import InBackground
+from .report import input_paths, versions, write_report
+
+logger = logging.getLogger(__name__)
+
+Case = dict[Hashable, Any]
+
+
+def record_failure(case: Mapping[Any, Any], error: BaseException | str) -> None:
+    """Write a case's error.json: one line for people, what it was made of, and the version."""
+    if isinstance(error, BaseException):
+        known = find_input_error(error) or describe_memory_error(error)
+        line = str(known or f"{type(error).__name__}: {error}")
+    else:
+        line = error
+    line = " ".join(line.split())
+    logger.error("case '%s' failed: %s", case["case"], line)
+    content = {"case": case["case"], "error": line, "inputs": input_paths(case), "versions": versions()}
+    write_report(content, Path(case["case_dir"]) / ERROR_NAME)
+
+
+class IsolateFailures(Transform):
+    """Apply a transform to a case; what it raises becomes the case's error.json.
+
+    Args:
+        transform: takes and returns a case.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+        """Return the result, or the case as it came."""
+        try:
+            return dict(self.transform(data))
+        except Exception as error:
+            record_failure(data, error)
+            return dict(data)
+
+
+class CaseQueue(IterableDataset):
+    """Hand out the cases that are left, each once; those that can't be read leave an error.json and are passed over.
+
+    Iterating again goes on where the last iteration stopped.
+
+    Args:
+        cases: to be done.
+        transform: reading and preprocessing.
+        ahead: read the next case in a thread while the last one is worked on.
+    """
+
+    def __init__(self, cases: Sequence[Case], transform: Any, ahead: bool = True) -> None:
+        self.transform, self.ahead = transform, ahead
+        self._left = deque(cases)
+        self._pool = ThreadPoolExecutor(1, "read-ahead")
+
+    @property
+    def left(self) -> int:
+        """Number of cases that were not handed out yet."""
+        return len(self._left)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield preprocessed cases."""
+        following: Future[Any] | None = None
+        while self._left:
+            case = self._left[0]
+            loading = following or self._pool.submit(self._load, case)
+            try:
+                item = loading.result()
+            except Exception as error:
+                item = None
+                record_failure(case, error)
+            self._left.popleft()
+            following = self._pool.submit(self._load, self._left[0]) if self.ahead and self._left else None
+            if item is not None:
+                yield item
+
+    def _load(self, case: Case) -> Any:
+        if "error" in case:
+            raise InputError(str(case["error"]))
+        return self.transform(dict(case))
+
+
+def remaining_cases(
+    cases: Sequence[Case],
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    resume: bool = True,
+    rank: int = 0,
+    processes: int = 1,
+) -> list[Case]:
+    """Return this process's cases that are not done yet: no report of the same registration, or files are missing.
+
+    Args:
+        cases: all of the cohort.
+        settings: options of this run, as reports hold them.
+        weights: name and hash, likewise.
+        resume: False does all anew.
+        rank: of this process.
+        processes: how many share the work; each takes every ``processes``-th case.
+    """
+    share = list(cases)[rank::processes]
+    left = [case for case in share if not (resume and "error" not in case and _is_complete(case, settings, weights))]
+    if len(left) < len(share):
+        logger.info(
+            "%d of %d cases are done already; --resume False does them anew", len(share) - len(left), len(share)
+        )
+    return left
+
+
+def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+    folder = Path(case["case_dir"])
+    if not is_done(case, settings, weights):  # type: ignore[arg-type]
+        return False
+    names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["outputs"]
+    return all((folder / name).is_file() for name in names)
+
+
+def sweep(cases: Sequence[Case]) -> None:
+    """Remove what a killed run left half written in the folders of cases."""
+    for case in cases:
+        folder = Path(case["case_dir"])
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if re.match(r"\.\d+\.", path.name):  # scripts.atomic's temporary names
+                with suppress(OSError):
+                    path.unlink()
+
+
+def run_cohort(
+    evaluator: Any, queue: CaseQueue, postprocessing: InBackground, cases: Sequence[Case], progress: bool = True
+) -> None:
+    """Run an evaluator over a :class:`CaseQueue` to its last case, whatever fails on the way.
+
+    Args:
+        evaluator: MONAI engine.
+        queue: the dataset of its loader.
+        postprocessing: its postprocessing.
+        cases: of the queue.
+        progress: show a bar.
+    """
+    sweep(cases)
+    bar = tqdm(total=len(cases), unit="pair", disable=not progress)
+    at_work: list[Case] = []
+
+    def begin(engine: Engine) -> None:
+        batch: Any = engine.state.batch
+        at_work[:] = [{key: batch[key][0] for key in ("case", "case_dir")}]
+
+    def end(engine: Engine) -> None:
+        at_work.clear()
+        bar.update(len(cases) - queue.left - bar.n)
+
+    evaluator.add_event_handler(Events.GET_BATCH_COMPLETED, begin)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, end)
+    try:
+        while queue.left:
+            try:
+                evaluator.run()
+            except Exception as error:
+                if not at_work:
+                    raise
+                record_failure(at_work.pop(), error)
+        bar.update(len(cases) - bar.n)
+    finally:
+        postprocessing.finish()
+        bar.close()

@@ -1,0 +1,118 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The pairs of a cohort: a list, one image to a whole folder of images, or the frames of a series to one of them.
+
+A pair that can't be used is kept with its error: it becomes a row of the table, and the others go on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .datasets import cases_of_rows, read_datalist
+from .errors import InputError
+from .input_files import IMAGE_SUFFIXES, check_output_dir, existing_path, is_absent, stem
+from .reading import read_header
+
+Case = dict[str, Any]
+
+
+def load_cohort(
+    datalist: Any = None,
+    template: Any = None,
+    images: Any = None,
+    series: Any = None,
+    series_reference: int = 0,
+    output_dir: Any = None,
+    split: str = "validation",
+    required: bool = True,
+    **defaults: Any,
+) -> list[Case]:
+    """Return the cases of a cohort, in order; those that can't be used have ``error``.
+
+    Args:
+        datalist: CSV or JSON of pairs, as :func:`scripts.datasets.read_datalist` reads it.
+        template: fixed image of all cases.
+        images: folder of moving images, registered to ``template`` in the order of their names.
+        series: 4-D file; every frame but ``series_reference`` is registered to that one.
+        series_reference: frame, from 0.
+        output_dir: results go to ``output_dir/<case>``.
+        split: which pairs of a Learn2Reg data set.
+        required: False returns [] when nothing is given.
+        defaults: entries of cases that do not say: modalities, masks, landmark_space, frame.
+
+    Raises:
+        InputError: nothing, or more than one of the three was given, or the list itself can't be read.
+    """
+    kinds = {"datalist": datalist, "template": template, "series": series}
+    given = [name for name, value in kinds.items() if not is_absent(value)]
+    if not given and is_absent(images):
+        if not required:
+            return []
+        raise InputError(
+            "no pairs: give --datalist FILE, --template FILE with --images FOLDER, or --series FILE (a 4-D image)"
+        )
+    if len(given) > 1:
+        raise InputError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
+    folder = check_output_dir(output_dir)
+    known = {key: value for key, value in defaults.items() if not is_absent(value)}
+    if given == ["datalist"]:
+        path = existing_path("datalist", datalist, Path())
+        rows, base = read_datalist(path, split), Path(path).resolve().parent
+    elif given == ["series"]:
+        rows, base = _frames(existing_path("series", series, Path()), series_reference), Path()
+    else:
+        rows, base = _one_to_many(template, images), Path()
+    return cases_of_rows(rows, "", base, known, folder, isolate=True)
+
+
+def _one_to_many(template: Any, images: Any) -> list[Case]:
+    if is_absent(template) or is_absent(images):
+        raise InputError("--template FILE and --images FOLDER belong together; give both")
+    fixed = existing_path("template", template, Path())
+    folder = Path(str(images)).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"images: '{folder}' is not a folder; give the folder of the moving images")
+    paths = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.name.lower().endswith(IMAGE_SUFFIXES[:-2]) and not path.name.startswith(".")  # no single DICOM slices
+        if path.resolve() != Path(fixed).resolve()
+    ]
+    if not paths:
+        raise InputError(f"images: '{folder}' holds no images (NIfTI, NRRD, MHA/MHD) besides the template")
+    return [{"fixed": fixed, "moving": str(path), "case": stem(str(path))} for path in paths]
+
+
+def _frames(path: str, reference: int) -> list[Case]:
+    shape = read_header(path).shape
+    if len(shape) != 4:
+        raise InputError(f"series: '{path}' is {len(shape)}-D; give a 4-D file, or a --datalist of its frames")
+    if not 0 <= int(reference) < shape[3]:
+        raise InputError(f"series_reference: the series has frames 0 to {shape[3] - 1}, got {reference}")
+    return [
+        {
+            "fixed": path,
+            "moving": path,
+            "fixed_frame": int(reference),
+            "moving_frame": frame,
+            "case": f"{stem(path)}_frame_{frame:03d}",
+        }
+        for frame in range(shape[3])
+        if frame != int(reference)
+    ]
+
+
+def require_cohort(cases: list[Case]) -> None:
+    """Refuse to run without a case; for workflows whose cases are loaded with ``required=False``."""
+    if not cases:
+        load_cohort(required=True)
