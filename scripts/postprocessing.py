@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from . import metrics
+from .cropping import extend
 from .image_pair import regrid_affine
 from .landmarks import check_space, read_landmark_pair
 from .resampling import warp_image
@@ -39,7 +40,8 @@ NIFTI_TYPES = {"bool": "uint8", "float16": "float32", "float128": "float64"}  # 
 class AddTransformsd(Transform):
     """Add the case's transforms of the world.
 
-    ``forward_transform`` and ``inverse_transform`` are GridTransform, the latter None without its ddf.
+    ``forward_transform`` and ``inverse_transform`` are GridTransform, the latter None without its ddf; they reach over
+    the whole images, ``network_transforms`` (both) only over what the network saw.
     ``displacement_mm`` (3, I, J, K), RAS mm, is the forward transform on the fixed image's own grid; the outputs share
     it. A ddf's grid spans that of ``fixed_image`` and ``moving_image`` (the network's) with its own number of voxels.
     """
@@ -54,11 +56,15 @@ class AddTransformsd(Transform):
         forward = GridTransform(forward_ddf, fixed_affine, moving_affine)
         inverse = None if inverse_ddf is None else GridTransform(inverse_ddf, moving_affine, fixed_affine)
         fixed = data["fixed"]
+        network_transforms = (forward, inverse)
+        forward = extend(forward, fixed)  # where the images were cropped
+        inverse = None if inverse is None else extend(inverse, data["moving"])
         displacement = displacement_field(forward, fixed.shape[1:], fixed.affine)
         return {
             **data,
             "forward_transform": forward,
             "inverse_transform": inverse,
+            "network_transforms": network_transforms,
             "displacement_mm": displacement,
             "written": (),
         }

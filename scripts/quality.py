@@ -84,7 +84,7 @@ class AddQualityd(Transform):
         """Return the case with its quality."""
         if not self.enabled:
             return dict(data)
-        forward, inverse = data["forward_transform"], data.get("inverse_transform")
+        forward, inverse = data["network_transforms"]
         shape = (MAP_SIZE,) * 3
         fixed, moving = (
             shrink_image(plain(data[f"{side}_image"])[None].float(), shape) for side in ("fixed", "moving")

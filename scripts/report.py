@@ -112,6 +112,7 @@ def build_report(
         "outputs": list(data.get("written", ())),
         "similarity": {"before": terms.pop("similarity_before", None), "after": terms.pop("similarity_after", None)},
         "terms": terms,
+        **({"prealign": data["prealign"]} if "prealign" in data else {}),
         **data.get("metrics", {}),
         **({"quality": data["quality"]} if "quality" in data else {}),
         "seconds": data.get("seconds", seconds),
