@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow
 
-from monailabel_app.app_settings import BUNDLE_ROOT
 from monailabel_app.request_options import InferOptions
 from monailabel_app.studies import Study
 from scripts.memory import release_freed_memory
+from scripts.workflow import run_workflow
 
 # what auto, fuse and the active learning strategy compare studies with: coarse, without a network
 QUICK_SHAPE = [64, 64, 64]
@@ -124,19 +122,4 @@ def _pair(fixed: Study, moving: Study) -> dict[str, Any]:
 
 def _run(given: dict[str, Any]) -> Any:
     """Run the config with options and return its parser."""
-    path = list(sys.path)
-    try:
-        workflow = ConfigWorkflow(
-            config_file=str(BUNDLE_ROOT / "configs" / "inference.yaml"),
-            workflow_type="inference",
-            logging_file=False,
-            bundle_root=str(BUNDLE_ROOT),
-            progress=False,
-            overlap=False,
-            **given,
-        )
-        workflow.initialize()
-        workflow.run()
-        return workflow.parser
-    finally:
-        sys.path[:] = path  # MONAI adds the bundle to it once more at each run
+    return run_workflow(("inference.yaml",), {"progress": False, "overlap": False, **given})

@@ -1,0 +1,167 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The command ``python -m scripts``: the bundle's configs with a help text for each option.
+
+The options are those at the top of the config files, and so is what the help says of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import yaml
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_OPTION = re.compile(r"^(\w+):\s*(.*?)(?:\s*# (.*))?$")
+
+
+class Command(NamedTuple):
+    """One command."""
+
+    configs: tuple[str, ...]
+    positional: tuple[str, ...]
+    text: str
+
+
+COMMANDS = {
+    "register": Command(("inference.yaml",), ("moving", "fixed"), "register a moving image to a fixed one"),
+    "cohort": Command(
+        ("inference.yaml", "cohort.yaml"), (), "register many pairs; resumes, isolates failures, ends in one table"
+    ),
+    "apply": Command(("apply.yaml",), ("transform",), "apply a written transform to images, labels, points, series"),
+    "evaluate": Command(
+        ("inference.yaml", "evaluate.yaml"), ("datalist",), "measure accuracy on pairs with labels or landmarks"
+    ),
+}
+
+
+class Option(NamedTuple):
+    """A scalar at the top of a config file."""
+
+    name: str
+    default: str
+    text: str
+
+
+def options_of(configs: Sequence[str]) -> dict[str, Option]:
+    """Return the options of config files laid over each other, by name, in the files' order."""
+    found: dict[str, Option] = {}
+    for name in configs:
+        for line in (CONFIGS / name).read_text(encoding="utf-8").splitlines():
+            if line.startswith(("imports:", "bundle_root:", "# ---- the workflow", "cases:", "method_name:")):
+                break
+            match = _OPTION.match(line)
+            if match and not match[2].startswith("{"):
+                text = match[3] or (found[match[1]].text if match[1] in found else "")
+                found[match[1]] = Option(match[1], match[2].strip('"'), text)
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a misspelled option with the closest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        given = re.findall(r"--[\w-]+", message)
+        hints = [difflib.get_close_matches(word, _known_options(self), 1) for word in given]
+        wrong = re.findall(r"invalid choice: '(\w+)'", message)
+        hints += [difflib.get_close_matches(word, [*COMMANDS, "report"], 1) for word in wrong]
+        hint = next((f"; did you mean {close[0]}?" for close in hints if close), "")
+        print(f"error: {message}{hint} ({self.prog} --help lists what there is)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _known_options(parser: argparse.ArgumentParser) -> list[str]:
+    found: list[str] = []
+    for action in parser._actions:
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            found += [option for sub in action.choices.values() for option in _known_options(sub)]
+    return found
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = _Parser(prog="python -m scripts", description="Deformable 3-D image registration with uniGradICON.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        options = options_of(command.configs)
+        sub = commands.add_parser(
+            name,
+            help=command.text,
+            description=f"{command.text[0].upper()}{command.text[1:]}.",
+            usage=f"%(prog)s {' '.join(word.upper() for word in command.positional)} [--OPTION VALUE ...]",
+            allow_abbrev=False,
+        )
+        for positional in command.positional:
+            sub.add_argument(positional, help=_escape(options[positional].text))
+        for option in options.values():
+            if option.name not in command.positional:
+                default = "" if option.default.startswith("$") or not option.default else f" [{option.default}]"
+                sub.add_argument(
+                    f"--{option.name}",
+                    default=argparse.SUPPRESS,
+                    metavar="VALUE",
+                    type=value_of,
+                    help=_escape(option.text + default),
+                )
+    report = commands.add_parser(
+        "report", help="make the table and the web page of results that lie in a folder", allow_abbrev=False
+    )
+    report.add_argument("output_dir", help="folder of a registration or a cohort")
+    return parser
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def value_of(text: str) -> Any:
+    """Return a command line value: YAML for numbers, lists and switches, a path or word as it is."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if value is None or isinstance(value, (bool, int, float)):
+        return text if text.strip().lower() in ("on", "off", "yes", "no") else value
+    return value if isinstance(value, (list, dict)) else text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status."""
+    given = vars(build_parser().parse_args(arguments))
+    command = given.pop("command")
+    # heavy imports only now: --help is quick
+    from .errors import describe_memory_error, find_input_error
+
+    try:
+        if command == "report":
+            from .html_report import write_report_page
+
+            write_report_page(given["output_dir"])
+        else:
+            from .workflow import run_workflow
+
+            given.setdefault("output_dir", "output")
+            run_workflow(COMMANDS[command].configs, given, logging=True)
+    except Exception as error:
+        line = find_input_error(error) or describe_memory_error(error)
+        if line is None or os.environ.get("REGISTRATION_TRACEBACK") == "1":
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 1
+    return 0
