@@ -32,6 +32,7 @@ import numpy as np
 from monai.bundle import ConfigWorkflow
 
 from benchmarks.pairs import bundle_options, read_pairs, vary
+from scripts.quality import verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = ("as_it_is", "swapped")
@@ -130,6 +131,7 @@ def main() -> None:
         preset=arguments.preset,
         **{f"save_{name}": False for name in ("transforms", "displacement", "warped", "jacobian", "overview")},
         save_confidence=False,
+        save_page=False,
     )
     workflow.initialize()
     workflow.run()
@@ -144,13 +146,14 @@ def report(folder: Path, curve: Path | None) -> None:
         name, kind = row["case"].rsplit(".", 1)
         anatomy = next(one for one in ANATOMIES if name.startswith(one))
         quality = json.loads((Path(row["folder"]) / "report.json").read_text())["quality"]
+        quality |= verdict(quality)  # by the limits of now
         kind = kind if kind.startswith("flipped") else kind.split("_")[0] if kind not in GOOD else "good"
         scores.setdefault(kind, {}).setdefault(anatomy, []).append((quality["score"], quality["verdict"]))
     print("| pairs | " + " | ".join(ANATOMIES) + " |\n|" + " --- |" * (len(ANATOMIES) + 1))
     for kind, by_anatomy in scores.items():
         cells = []
         for anatomy in ANATOMIES:
-            verdicts = [verdict for _, verdict in by_anatomy.get(anatomy, [])]
+            verdicts = [name for _, name in by_anatomy.get(anatomy, [])]
             cells.append(" ".join(f"{verdicts.count(v)} {v}" for v in ("ok", "check", "failed") if v in verdicts))
         print(f"| {kind} | " + " | ".join(cells) + " |")
     figure, axes = plt.subplots(figsize=(4.2, 4))

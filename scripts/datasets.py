@@ -43,7 +43,7 @@ ERROR_NAME = "error.json"  # of a case of a cohort that failed
 OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
     *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
     *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png"),
-    *("confidence.nii.gz", "inconsistency_mm.nii.gz", ERROR_NAME),
+    *("confidence.nii.gz", "inconsistency_mm.nii.gz", "report.html", ERROR_NAME),
 )
 
 

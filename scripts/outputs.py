@@ -26,6 +26,7 @@ from monai.transforms import Transform
 
 from .atomic import remove
 from .datasets import OUTPUT_NAMES
+from .html_report import write_pair_page
 from .landmarks import check_space, read_landmarks, write_warped_landmarks
 from .metrics import jacobian_determinant
 from .nifti import write_nifti
@@ -206,6 +207,15 @@ class SaveOverviewd(Output):
         """Draw and write."""
         draw_overview(data, folder / "overview.png")
         return ("overview.png",)
+
+
+class SavePaged(Output):
+    """Write a web page of the registration that opens from the disk: report.html."""
+
+    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
+        """Draw and write."""
+        write_pair_page(data, folder / "report.html")
+        return ("report.html",)
 
 
 class SaveReportd(Output):

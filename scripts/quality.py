@@ -49,7 +49,7 @@ class Limit(NamedTuple):
 
 LIMITS = (
     Limit("coarse_dissimilarity", 0.03, "the images differ even coarsely (1 - correlation {:.3f}): other anatomy?"),
-    Limit("bending_percent", 6.0, "the anatomy is bent far (95 % within {:.1f} % of the image's diagonal)"),
+    Limit("bending_percent", 5.0, "the anatomy is bent far (95 % within {:.1f} % of the image's diagonal)"),
     Limit("stretch", 0.35, "one direction is stretched by {:.0%} against another: parts missing in one image?"),
     Limit("volume_change", 0.5, "the volume changes by a factor of exp({:.2f})"),
     Limit("outside_percent", 20.0, "{:.0f} % of the fixed image map outside the moving one"),
