@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,12 +46,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove a file if it is there.
+    """Remove a file or a folder of results if it is there.
 
     Raises:
         InputError: it can't be removed, naming it.
     """
     try:
+        if Path(path).is_dir():
+            shutil.rmtree(path)
         Path(path).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error.strerror or error) from error

@@ -148,7 +148,7 @@ def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, 
     if not is_done(case, settings, weights):  # type: ignore[arg-type]
         return False
     names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["outputs"]
-    return all((folder / name).is_file() for name in names)
+    return all((folder / name).exists() for name in names)
 
 
 def sweep(cases: Sequence[Case]) -> None:

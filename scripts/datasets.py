@@ -37,13 +37,14 @@ MODALITY_KEYS = ("fixed_modality", "moving_modality")
 REGIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
 LANDMARKS = ("fixed_landmarks", "moving_landmarks")
 PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
+SERIES = ("fixed_series", "moving_series")  # UID of a DICOM series
 FRAMES = ("frame", "fixed_frame", "moving_frame")  # of one image where they differ
-CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", *FRAMES)
+CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", *FRAMES, *SERIES)
 ERROR_NAME = "error.json"  # of a case of a cohort that failed
 OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
     *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
     *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png"),
-    *("confidence.nii.gz", "inconsistency_mm.nii.gz", "report.html", ERROR_NAME),
+    *("warped_moving_dicom", "confidence.nii.gz", "inconsistency_mm.nii.gz", "report.html", ERROR_NAME),
 )
 
 
@@ -62,6 +63,8 @@ def load_cases(
     moving_landmarks: Any = None,
     landmark_space: str = "LPS",
     frame: int | None = None,
+    fixed_series: str | None = None,
+    moving_series: str | None = None,
     split: str = "validation",
     required: bool = True,
 ) -> list[dict[str, Any]]:
@@ -86,6 +89,8 @@ def load_cases(
         moving_landmarks: the same for the moving image.
         landmark_space: LPS, RAS or voxel; of cases that do not say.
         frame: volume to take of 4-D files, from 0.
+        fixed_series: UID of the DICOM series, where the folder holds several.
+        moving_series: the same for the moving image.
         split: which pairs of a Learn2Reg data set: validation or test.
         required: False returns [] when neither pair nor datalist is given, so that a workflow can be built and
             inspected without data; :func:`require_cases` then refuses to run.
@@ -106,6 +111,8 @@ def load_cases(
         "moving_landmarks": moving_landmarks,
         "landmark_space": landmark_space,
         "frame": frame,
+        "fixed_series": fixed_series,
+        "moving_series": moving_series,
     }
     given = {key: value for key, value in options.items() if not is_absent(value)}
     pair = [key for key in PATHS if key in given]
@@ -252,6 +259,9 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
         case[key] = MODALITIES[modality]
     if str(values.get("landmark_space", "LPS")).upper() != "LPS":
         case["landmark_space"] = check_space(values["landmark_space"])
+    for key in SERIES:
+        if key in values:
+            case[key] = str(values[key]).strip()
     for key in FRAMES:
         if key in values:
             case[key] = _frame(key, values[key], where)
@@ -261,7 +271,7 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
 def _check_case(case: Mapping[str, Any], where: str) -> None:
     for key in (*IMAGES, *REGIONS):
         if key in case:
-            check_header(where + key, case[key], frame_of(case, key))
+            check_header(where + key, case[key], frame_of(case, key), case.get(f"{key}_series"))
     space, any_affine = case.get("landmark_space", "LPS"), torch.eye(4)
     if all(key in case for key in LANDMARKS):
         read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"], space, any_affine, any_affine)

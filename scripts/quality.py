@@ -102,6 +102,7 @@ class AddQualityd(Transform):
         terms = data.get("terms", {})
         before, after = (_number(terms.get(f"similarity_{when}")) for when in ("before", "after"))
         figures["similarity_gain"] = None if before is None or after is None else before - after
+        figures = _rounded(figures)
         return {**data, "quality": {**figures, **verdict(figures)}, "quality_maps": maps}
 
 
@@ -230,6 +231,13 @@ def _inconsistency(gap: Tensor, forward: GridTransform) -> dict[str, Any]:
         "inconsistency_percent": 100 * high / _diagonal(forward),
         "inconsistency_percentiles_mm": {"median": median, "percentile_95": high, "max": most},
     }
+
+
+def _rounded(values: Any) -> Any:
+    """Return numbers with six digits: the last ones of a least squares fit differ from run to run."""
+    if isinstance(values, dict):
+        return {key: _rounded(value) for key, value in values.items()}
+    return float(f"{values:.6g}") if isinstance(values, float) else values
 
 
 def _number(value: Any) -> float | None:

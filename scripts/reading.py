@@ -29,6 +29,7 @@ from monai.config import KeysCollection
 from monai.data import ITKReader
 from monai.transforms import LoadImage, MapTransform
 
+from .dicom_series import choose_series, gaps_mm, read_series
 from .errors import InputError, InputFileError
 from .nifti import GzipFile
 
@@ -49,13 +50,21 @@ class Header:
     components: int  # values per voxel
 
 
-def read_header(path: str) -> Header:
-    """Read the header of an image file or of the DICOM series in a folder, not the voxels.
+def read_header(path: str, series: str | None = None) -> Header:
+    """Read the header of an image file or of a DICOM series in a folder, not the voxels.
+
+    Args:
+        path: file or folder.
+        series: UID of the series, where the folder holds several.
 
     Raises:
         InputFileError: no reader knows the file, or the header is damaged; the message starts with the path.
     """
-    files = dicom_series(path) if Path(path).is_dir() else [path]
+    files = [path]
+    if Path(path).is_dir():
+        chosen = choose_series(path, series)
+        gaps_mm(path, chosen)
+        files = [one.path for one in chosen.slices]
     image_io = itk.ImageIOFactory.CreateImageIO(files[0], itk.CommonEnums.IOFileMode_ReadMode)
     if image_io is None:
         raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
@@ -74,27 +83,6 @@ def read_header(path: str) -> Header:
         direction=np.array([image_io.GetDirection(axis) for axis in range(count)]).T,
         components=int(image_io.GetNumberOfComponents()),
     )
-
-
-def dicom_series(folder: str) -> list[str]:
-    """Return the files of the one DICOM series in a folder, in the order of their position.
-
-    Raises:
-        InputError: the folder holds no series, or several.
-    """
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")  # series date, as MONAI's ITKReader does
-    names.SetDirectory(folder)
-    series = list(names.GetSeriesUIDs())
-    if not series:
-        raise InputFileError(f"'{folder}' is a folder without DICOM images; give {FORMATS}")
-    if len(series) > 1:
-        counts = ", ".join(str(len(names.GetFileNames(uid))) for uid in series[:8])
-        raise InputError(
-            f"'{folder}' holds {len(series)} DICOM series (of {counts} files); move the wanted one to its own folder"
-        )
-    return list(names.GetFileNames(series[0]))
 
 
 def check_complete(path: str) -> None:
@@ -153,26 +141,23 @@ class VolumeReader(ITKReader):
 
     Args:
         frame: which volume of a 4-D file is meant, from 0; ignored for a 3-D file.
+        series: UID of the DICOM series that is meant, where a folder holds several.
     """
 
-    def __init__(self, frame: int | None = None) -> None:
+    def __init__(self, frame: int | None = None, series: str | None = None) -> None:
         super().__init__()
-        self.frame = frame
+        self.frame, self.series = frame, series
 
     def read(self, data: Any, **kwargs: Any) -> Any:
-        """Read one file or the DICOM series of one folder into an ITK image."""
+        """Read one file or one DICOM series of a folder into an ITK image."""
         path = str(data[0] if isinstance(data, (tuple, list)) else data)
         try:
             if not Path(path).is_dir():
                 check_complete(path)
                 return itk.imread(path)
-            files = dicom_series(path)
-            image = itk.imread(files if len(files) > 1 else files[0])
+            return read_series(path, self.series)
         except RuntimeError as error:
             raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
-        if image.GetMetaDataDictionary().HasKey("ITK_non_uniform_sampling_deviation"):
-            logger.warning("'%s': the slices of the series are not evenly spaced, or some are missing", path)
-        return image
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
         """Return the voxels (I, J, K), a copy, and the few header entries that are used later."""
@@ -190,7 +175,8 @@ class LoadVolumesd(MapTransform):
 
     MONAI's LoadImage with :class:`VolumeReader` and nothing else: stock ``LoadImaged`` goes on to other readers, with
     other geometry, when ITK refuses a file, and forgets the type on disk. ``.meta["original_dtype"]`` keeps that type.
-    The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files.
+    The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
+    ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
 
     Args:
         keys: case entries that are paths; entries that a case lacks are skipped.
@@ -207,7 +193,7 @@ class LoadVolumesd(MapTransform):
             path = str(result[key])
             frame = result.get(f"{str(key).partition('_')[0]}_frame", result.get("frame"))
             try:
-                result[key] = self.loader(path, reader=VolumeReader(frame))
+                result[key] = self.loader(path, reader=VolumeReader(frame, result.get(f"{key}_series")))
             except InputError as error:
                 raise type(error)(f"{key}: {error}") from error
             result[key].meta["hidden_non_finite"] = count_hidden_non_finite(path, frame)

@@ -32,6 +32,7 @@ from .atomic import replacing
 
 INPUTS = (
     *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_frame", "moving_frame"),
+    *("fixed_series", "moving_series"),
     *("fixed_mask", "moving_mask"),
     *("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"),
 )

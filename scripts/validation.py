@@ -33,19 +33,20 @@ logger = logging.getLogger(__name__)
 MAX_EXACT = 2**24  # above it float32 can't tell integers apart
 
 
-def check_header(option: str, path: str, frame: int | None = None) -> Header:
+def check_header(option: str, path: str, frame: int | None = None, series: str | None = None) -> Header:
     """Check that a file is one 3-D volume of scalars with a usable geometry, reading its header only.
 
     Args:
         option: name of the option, for the message.
         path: file, or folder with one DICOM series.
         frame: volume to take of a 4-D file, from 0.
+        series: UID of the DICOM series, where a folder holds several.
 
     Raises:
         InputError: the message names option and path and says what to do.
     """
     try:
-        header = read_header(path)
+        header = read_header(path, series)
     except InputError as error:
         raise type(error)(f"{option}: {error}") from error
     named = f"{option}: '{path}'"

@@ -232,7 +232,7 @@ def test_a_dicom_folder_equals_the_same_volume_as_nifti(tmp_path: Path) -> None:
 def test_a_folder_of_two_series_is_refused(tmp_path: Path) -> None:
     folder = write_dicom(tmp_path / "series", noise((12, 15, 4)))
     write_dicom(tmp_path / "series", noise((12, 15, 3)), "1.2.826.0.1.3680043.2.1125.2")
-    with pytest.raises(InputError, match=r"fixed: .*holds 2 DICOM series .*own folder"):
+    with pytest.raises(InputError, match=r"fixed: .*holds 2 DICOM series: .*own folder"):
         LoadVolumesd(keys=["fixed"])({"fixed": folder})
 
 
