@@ -177,7 +177,7 @@ def read_series(folder: str, uid: str | None = None) -> Any:
 def _even(image: Any, places: np.ndarray, gap: float) -> Any:
     """Return an image whose slices, at the given places in mm, are interpolated to even gaps."""
     values = itk.array_from_image(image)  # (K, J, I)
-    wanted = np.arange(0, places[-1] + 1e-6, gap)
+    wanted = np.minimum(np.arange(int(places[-1] / gap + EVEN) + 1) * gap, places[-1])  # positions are rounded
     above = np.clip(np.searchsorted(places, wanted, side="right"), 1, len(places) - 1)
     share = ((wanted - places[above - 1]) / (places[above] - places[above - 1])).astype(np.float32)[:, None, None]
     mixed = values[above - 1] * (1 - share) + values[above] * share
