@@ -59,8 +59,7 @@ class SaveDicomd(Output):
             InputError: the moving image is not a DICOM series, or the folder can't be written.
         """
         source = str(data["moving"].meta.get("filename_or_obj", ""))
-        if not Path(source).is_dir():
-            raise InputError(f"save_dicom: moving '{source}' is not a folder with a DICOM series; leave save_dicom out")
+        check_source(source)
         warped = warp_onto_fixed(data, "moving", data["displacement_mm"], "float32")
         fixed = str(data["fixed"].meta.get("filename_or_obj", ""))
         frame = _frame_of_reference(fixed, data.get("fixed_series")) if Path(fixed).is_dir() else None
@@ -78,6 +77,18 @@ class SaveDicomd(Output):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return (FOLDER,)
+
+
+def check_source(moving: str) -> None:
+    """Refuse to make DICOM of an image that is not DICOM: patient and study would be invented."""
+    if not Path(moving).is_dir():
+        raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
+
+
+def check_sources(cases: Sequence[Mapping[str, Any]], enabled: bool) -> None:
+    """Check all cases before any work."""
+    for case in cases if enabled else ():
+        check_source(str(case["moving"]))
 
 
 def _frame_of_reference(folder: str, uid: str | None) -> str | None:

@@ -25,7 +25,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from scripts.datasets import load_cases
 from scripts.dicom_series import choose_series, list_series
-from scripts.errors import InputError
+from scripts.errors import InputError, find_input_error
 from scripts.reading import LoadVolumesd, read_header
 from scripts.validation import check_header
 from tests.chain import oblique
@@ -231,8 +231,10 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
     uid = first.SOPInstanceUID
     run_inference(out, fixed=folders[0], moving=folders[1], **options)
     assert pydicom.dcmread(written[0]).SOPInstanceUID == uid
-    with pytest.raises(Exception, match="save_dicom: moving"):
+    with pytest.raises(RuntimeError) as caught:
         run_inference(tmp_path / "o2", fixed=folders[0], moving=pair["moving"], **{**options, "moving_modality": "mr"})
+    assert "save_dicom: moving" in str(find_input_error(caught.value))
+    assert not (tmp_path / "o2").exists()  # refused before any work
     assert generate_uid(entropy_srcs=["a"]) == generate_uid(entropy_srcs=["a"])
 
 
