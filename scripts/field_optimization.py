@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scripts.coordinates import identity_grid, jacobian_determinant, resample_grid, sample
+from scripts.errors import InputError
 from scripts.image_pair import ImagePair
 from scripts.losses import symmetric_dice_loss
 from scripts.similarity import Similarity, gaussian_blur
@@ -40,6 +41,31 @@ class Level(NamedTuple):
     """Voxels along each axis of the level's grid, which spans the whole field of view."""
     steps: int
     """Adam steps."""
+
+
+LARGEST_RESOLUTION = 384  # voxels; 256 takes 8 GB (docs/performance.md), and memory grows with the third power
+
+
+def refine_levels(levels: Sequence[Level], resolution: int, steps: int) -> list[Level]:
+    """Return levels that go on, in strides of at most 1.5, to a finer grid than those of a preset.
+
+    Args:
+        levels: coarse to fine.
+        resolution: voxels along each axis of the last level.
+        steps: of each level that is added.
+
+    Raises:
+        InputError: a resolution that is no refinement, or beyond what memory is for.
+    """
+    last = levels[-1].size
+    if not last < resolution <= LARGEST_RESOLUTION or steps < 1:
+        raise InputError(
+            f"resolution: expected more voxels than the preset's last level ({last}), at most {LARGEST_RESOLUTION}, and"
+            f" at least one of resolution_steps, got {resolution} and {steps}"
+        )
+    count = math.ceil(math.log(resolution / last) / math.log(1.5))
+    sizes = [round(last * (resolution / last) ** (n / count)) for n in range(1, count + 1)]
+    return [*levels, *(Level(size, steps) for size in sizes)]
 
 
 class FieldObjective(NamedTuple):

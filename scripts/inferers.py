@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from scripts.coordinates import extent, identity_grid_like, resample_grid, sample
 from scripts.errors import InputError
-from scripts.field_optimization import FieldObjective, Level, optimize_field
+from scripts.field_optimization import FieldObjective, Level, optimize_field, refine_levels
 from scripts.image_pair import ImagePair
 from scripts.losses import GradICONLoss
 from scripts.memory import keep_freed_memory
@@ -82,6 +82,9 @@ class RegistrationInferer(Inferer):
         lambda_gradicon: weight of the GradICON regularity.
         levels: [size, steps] of each level by preset, for ``field``.
         preset: a key of ``levels``.
+        resolution: voxels along each axis to which ``field`` goes on beyond the preset's last level; the images must
+            have been prepared at it.
+        resolution_steps: of each level that this adds.
         field_learning_rate: of ``field``, normalized units.
         field_sigma: window of lncc and lncc2 for ``field``, in voxels of each level's grid.
         steps: of ``network``.
@@ -104,6 +107,8 @@ class RegistrationInferer(Inferer):
         lambda_gradicon: float = 1.5,
         levels: Mapping[str, Sequence[Sequence[int]]] | None = None,
         preset: str = "default",
+        resolution: int | None = None,
+        resolution_steps: int = 20,
         field_learning_rate: float = 0.005,
         field_sigma: float = 2.0,
         steps: int = 50,
@@ -133,6 +138,12 @@ class RegistrationInferer(Inferer):
             )
         self.optimization = optimization
         self.levels = [Level(int(size), int(count)) for size, count in presets[preset]]
+        if resolution is not None:
+            if optimization != "field":
+                raise InputError(
+                    f"resolution: only optimization 'field' refines beyond the network's grid, got '{optimization}'"
+                )
+            self.levels = refine_levels(self.levels, int(resolution), int(resolution_steps))
         self.field_learning_rate = field_learning_rate
         self.steps = int(steps)
         self.learning_rate = learning_rate

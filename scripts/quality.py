@@ -54,7 +54,7 @@ LIMITS = (
     Limit("volume_change", 0.5, "the volume changes by a factor of exp({:.2f})"),
     Limit("outside_percent", 20.0, "{:.0f} % of the fixed image map outside the moving one"),
     Limit("folding_percent", 0.5, "the transform folds at {:.2f} % of the voxels"),
-    Limit("inconsistency_percent", 0.3, "forward and inverse transform disagree by {:.2f} % of the diagonal (95 %)"),
+    Limit("inconsistency_percent", 0.5, "forward and inverse transform disagree by {:.2f} % of the diagonal (95 %)"),
 )
 
 

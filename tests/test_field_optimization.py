@@ -12,11 +12,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from scripts.coordinates import identity_grid, resample_grid, sample
-from scripts.field_optimization import FieldObjective, Level, gradicon_regularity, optimize_field
+from scripts.errors import InputError
+from scripts.field_optimization import FieldObjective, Level, gradicon_regularity, optimize_field, refine_levels
 from scripts.image_pair import ImagePair
 from scripts.similarity import LNCC, gaussian_blur
 from scripts.start_search import apply_affine, search_start, start_candidates
@@ -209,3 +212,36 @@ def test_an_affine_difference_is_refined() -> None:
     before = (small - apply_affine(matrix[None], small))[:, :, 2:-2, 2:-2, 2:-2].norm(dim=1).mean()
     assert error < 0.01
     assert error < 0.2 * before
+
+
+def test_a_resolution_goes_on_from_the_preset_in_small_strides() -> None:
+    levels = [Level(32, 40), Level(64, 30)]
+    finer = refine_levels(levels, 256, 20)
+    assert finer[:2] == levels
+    assert finer[-1] == Level(256, 20)
+    sizes = [level.size for level in finer[1:]]
+    assert all(1 < b / a <= 1.51 for a, b in itertools.pairwise(sizes))
+    for resolution, steps in ((64, 20), (32, 20), (1000, 20), (128, 0)):
+        with pytest.raises(InputError, match="resolution: expected more voxels"):
+            refine_levels(levels, resolution, steps)
+
+
+def test_detail_beyond_the_coarse_grid_is_aligned_by_a_finer_one() -> None:
+    """Thin sheets with a wavy shift of up to 1.5 of their voxels: a grid of 24 blurs them away, one of 64 does not."""
+    size = 64
+    axes = torch.meshgrid(*(torch.linspace(0, 1, size),) * 3, indexing="ij")
+    wave = 1.5 / (size - 1) * torch.sin(2 * torch.pi * 2 * axes[1])
+
+    def sheets(shift: torch.Tensor) -> torch.Tensor:
+        return (0.5 + 0.5 * torch.sin(2 * torch.pi * 14 * (axes[0] - shift)))[None, None]
+
+    affine = torch.eye(4, dtype=torch.float64)
+    pair = ImagePair(sheets(wave), sheets(torch.zeros_like(wave)), affine, affine)
+    objective = FieldObjective(LNCC(2), 0.5)
+    errors = {}
+    for name, levels in (("coarse", [Level(24, 60)]), ("fine", refine_levels([Level(24, 60)], size, 60))):
+        found = optimize_field(pair, torch.zeros(2, 3, 8, 8, 8), objective, levels).displacement[:1]
+        moved = resample_grid(found, (size, size, size))[0, 0]
+        errors[name] = float((moved - wave).abs()[8:-8, 8:-8, 8:-8].mean()) * (size - 1)  # voxels
+    assert errors["fine"] < 0.4
+    assert errors["fine"] < 0.5 * errors["coarse"]
