@@ -34,6 +34,8 @@ from .errors import InputError, InputFileError
 from .nifti import GzipFile
 
 logger = logging.getLogger(__name__)
+# MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
 # what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along

@@ -31,7 +31,7 @@ from tests.inference import run_inference
 QUICK = {"field_levels": {"default": [[16, 10]]}, "network_shape": [48, 48, 48]}
 FILES = {
     *("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
-    *("jacobian_determinant.nii.gz", "overview.png", "report.json"),
+    *("jacobian_determinant.nii.gz", "confidence.nii.gz", "overview.png", "report.json"),
 }
 
 
@@ -166,7 +166,11 @@ def test_the_same_seed_gives_the_same_transform(tmp_path: Path, pair: dict[str, 
 
 def test_switches_leave_files_out(tmp_path: Path, pair: dict[str, str]) -> None:
     switches = dict.fromkeys(
-        ("save_transforms", "save_displacement", "save_warped", "save_jacobian", "save_overview"), False
+        (
+            *("save_transforms", "save_displacement", "save_warped", "save_jacobian", "save_overview"),
+            "save_confidence",
+        ),
+        False,
     )
     run_inference(tmp_path / "out", **pair, **QUICK, **switches)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]

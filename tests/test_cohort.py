@@ -82,7 +82,7 @@ def results(folder: Path) -> dict[str, bytes]:
     """Return all results by name, the reports and the table without time and memory."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.name == "cohort.json":
+        if not path.is_file() or path.name in ("cohort.json", "cohort.html"):  # the table again, with seconds
             continue
         content = path.read_bytes()
         name = str(path.relative_to(folder))
