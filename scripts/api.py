@@ -135,6 +135,10 @@ def _as_file(name: str, image: Image, folder: Path) -> str:
         raise InputError(f"{name}: expected a path, a MetaTensor, an ITK image or a nibabel image{extra}, got a {kind}")
     if values.ndim != 3:
         raise InputError(f"{name}: expected one 3-D volume, got the shape {tuple(values.shape)}")
+    axes = np.asarray(affine, dtype=np.float64)[:3, :3]
+    axes = axes / np.linalg.norm(axes, axis=0).clip(1e-12)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
+        raise InputError(f"{name}: the affine has a shear, which NIfTI and ITK can't keep; resample the image first")
     write_nifti(path, [values.astype(_nifti_type(values.dtype), copy=False)], affine)
     return str(path)
 

@@ -24,7 +24,7 @@ import itk
 
 from .atomic import replacing
 from .errors import InputError
-from .field_formats import check_format, convert_field
+from .field_formats import FSL_NAME, WRITERS, check_format, convert_field
 from .input_files import check_output_dir, existing_path, is_absent, stem
 from .itk_resampling import (
     INTERPOLATIONS,
@@ -36,12 +36,16 @@ from .itk_resampling import (
     sample_transform,
     with_spacing,
 )
+from .landmarks import check_space
 from .nifti import write_nifti
 from .point_files import POINT_SUFFIXES, carrier, carry_points
 from .reading import read_header
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 
 logger = logging.getLogger(__name__)
+
+TRANSFORM_NAME = "transform.h5"
+RESULT_NAMES = (TRANSFORM_NAME, FSL_NAME, *(name for name, _ in WRITERS.values()))
 
 
 class Inputs(NamedTuple):
@@ -117,9 +121,13 @@ def load_inputs(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two inputs would both be written as '{twice}'; apply them one after the other")
-    return Inputs(
-        transforms, tuple(flags), fixed, moving, images, labels, points, formats, check_output_dir(output_dir)
-    )
+    folder = check_output_dir(output_dir)
+    results = [*names, *(RESULT_NAMES if formats or save_transform else ())]
+    resolved = {(folder / name).resolve() for name in results}
+    for path in (*transforms, *images, *labels, *points, *(p for p in (fixed, moving) if p)):
+        if Path(path).resolve() in resolved:
+            raise InputError(f"'{path}' would be overwritten by a result; give another output_dir")
+    return Inputs(transforms, tuple(flags), fixed, moving, images, labels, points, formats, folder)
 
 
 def _list(value: Any) -> list[Any]:
@@ -183,19 +191,20 @@ def apply_transforms(
     check_interpolation(interpolation, label_interpolation)
     if inputs is None:
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
+    check_space(landmark_space)
+    grid = _grid(inputs, spacing) if inputs.images or inputs.labels or inputs.convert else None
     parts = [read_transform(path) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
     folder, written = inputs.output_dir, list[Path]()
     if save_transform:
-        with replacing(folder / "transform.h5") as temporary:
+        with replacing(folder / TRANSFORM_NAME) as temporary:
             itk.transformwrite([transform], str(temporary))
-        written.append(folder / "transform.h5")
+        written.append(folder / TRANSFORM_NAME)
     for path in inputs.landmarks:
         count = carry_points(path, carrier(transform), folder / output_name(path), landmark_space)
         logger.info("%s: %d points", path, count)
         written.append(folder / output_name(path))
-    if inputs.images or inputs.labels or inputs.convert:
-        grid = _grid(inputs, spacing)
+    if grid is not None:
         affine = grid.affine_ras.numpy()
         jobs = [(path, interpolation) for path in inputs.images] + [
             (path, label_interpolation) for path in inputs.labels

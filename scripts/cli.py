@@ -27,6 +27,10 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_TEXT = re.compile(
+    r"_(mask|label|landmarks|series|path|dir)$|^(datalist|transform|fixed|moving|image|images|label|landmarks|template"
+    r"|series|dataset_name)$"
+)
 _OPTION = re.compile(r"^(\w+):\s*(.*?)(?:\s*# (.*))?$")
 
 
@@ -108,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         for positional in command.positional:
-            sub.add_argument(positional, help=_escape(options[positional].text))
+            sub.add_argument(positional, type=text_of, help=_escape(options[positional].text))
         for option in options.values():
             if option.name not in command.positional:
                 default = "" if option.default.startswith("$") or not option.default else f" [{option.default}]"
@@ -116,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
                     f"--{option.name}",
                     default=argparse.SUPPRESS,
                     metavar="VALUE",
-                    type=value_of,
+                    type=text_of if _TEXT.search(option.name) else value_of,
                     help=_escape(option.text + default),
                 )
     report = commands.add_parser(
@@ -128,6 +132,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _escape(text: str) -> str:
     return text.replace("%", "%%")
+
+
+def text_of(text: str) -> Any:
+    """Return a path, name or UID as it is (3.10 is not 3.1), or a list of them."""
+    if text.strip() in ("null", "None"):
+        return None
+    if not text.lstrip().startswith("["):
+        return text
+    value = value_of(text)
+    return [str(item) for item in value] if isinstance(value, list) else text
 
 
 def value_of(text: str) -> Any:

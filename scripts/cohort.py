@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -30,11 +31,12 @@ from monai.transforms import Transform
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from .datasets import ERROR_NAME
+from .atomic import remove
+from .datasets import ERROR_NAME, OUTPUT_NAMES
 from .errors import InputError, describe_memory_error, find_input_error
 from .evaluation import is_done
 from .overlap import InBackground
-from .report import input_paths, versions, write_report
+from .report import file_states, input_paths, versions, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,13 @@ def record_failure(case: Mapping[Any, Any], error: BaseException | str) -> None:
     line = " ".join(line.split())
     logger.error("case '%s' failed: %s", case["case"], line)
     content = {"case": case["case"], "error": line, "inputs": input_paths(case), "versions": versions()}
-    write_report(content, Path(case["case_dir"]) / ERROR_NAME)
+    folder = Path(case["case_dir"])
+    try:
+        for name in OUTPUT_NAMES:  # of an earlier run: they must not pass for results of this one
+            remove(folder / name)
+        write_report(content, folder / ERROR_NAME)
+    except (InputError, OSError) as reason:  # the others go on all the same
+        logger.error("case '%s': its error can't be written: %s", case["case"], reason)
 
 
 class IsolateFailures(Transform):
@@ -120,22 +128,29 @@ def remaining_cases(
     cases: Sequence[Case],
     settings: Mapping[str, Any],
     weights: Mapping[str, Any],
+    seed: int | None = None,
     resume: bool = True,
     rank: int = 0,
     processes: int = 1,
 ) -> list[Case]:
-    """Return this process's cases that are not done yet: no report of the same registration, or files are missing.
+    """Return this process's cases that are not done yet.
+
+    Done is a case with a report of the same registration (files, their sizes and times of change, settings, weights,
+    seed, version), all of its results, and no error.
 
     Args:
         cases: all of the cohort.
         settings: options of this run, as reports hold them.
         weights: name and hash, likewise.
+        seed: likewise.
         resume: False does all anew.
         rank: of this process.
         processes: how many share the work; each takes every ``processes``-th case.
     """
     share = list(cases)[rank::processes]
-    left = [case for case in share if not (resume and "error" not in case and _is_complete(case, settings, weights))]
+    left = [
+        case for case in share if not (resume and "error" not in case and _is_complete(case, settings, weights, seed))
+    ]
     if len(left) < len(share):
         logger.info(
             "%d of %d cases are done already; --resume False does them anew", len(share) - len(left), len(share)
@@ -143,12 +158,13 @@ def remaining_cases(
     return left
 
 
-def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None) -> bool:
     folder = Path(case["case_dir"])
-    if not is_done(case, settings, weights):  # type: ignore[arg-type]
+    if (folder / ERROR_NAME).exists() or not is_done(case, settings, weights):  # type: ignore[arg-type]
         return False
-    names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["outputs"]
-    return all((folder / name).exists() for name in names)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    same_files = report.get("input_states") == file_states(input_paths(case))
+    return same_files and report.get("seed") == seed and all((folder / name).exists() for name in report["outputs"])
 
 
 def sweep(cases: Sequence[Case]) -> None:
@@ -156,9 +172,21 @@ def sweep(cases: Sequence[Case]) -> None:
     for case in cases:
         folder = Path(case["case_dir"])
         for path in folder.iterdir() if folder.is_dir() else ():
-            if re.match(r"\.\d+\.", path.name):  # scripts.atomic's temporary names
-                with suppress(OSError):
-                    path.unlink()
+            temporary = re.match(r"\.(\d+)\.", path.name)  # of scripts.atomic and scripts.dicom_output
+            if temporary and not _runs(int(temporary[1])):
+                with suppress(InputError):
+                    remove(path)
+
+
+def _runs(process: int) -> bool:
+    """Tell whether another process of this number is at work."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
 
 
 def run_cohort(

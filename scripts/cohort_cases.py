@@ -15,6 +15,7 @@ A pair that can't be used is kept with its error: it becomes a row of the table,
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def load_cohort(
     series_reference: int = 0,
     output_dir: Any = None,
     split: str = "validation",
+    save_dicom: bool = False,
     required: bool = True,
+    fixed: Any = None,
+    moving: Any = None,
     **defaults: Any,
 ) -> list[Case]:
     """Return the cases of a cohort, in order; those that can't be used have ``error``.
@@ -48,11 +52,17 @@ def load_cohort(
         output_dir: results go to ``output_dir/<case>``.
         split: which pairs of a Learn2Reg data set.
         required: False returns [] when nothing is given.
-        defaults: entries of cases that do not say: modalities, masks, landmark_space, frame.
+        save_dicom: moving images must be DICOM series.
+        fixed: refused, as a cohort names its images otherwise; likewise ``moving``.
+        moving: see ``fixed``.
+        defaults: entries of cases that do not say: modalities, masks, labels, landmarks, series, frame.
 
     Raises:
         InputError: nothing, or more than one of the three was given, or the list itself can't be read.
     """
+    for name, value in (("fixed", fixed), ("moving", moving)):
+        if not is_absent(value):
+            raise InputError(f"--{name} is for a single pair; give --datalist, --template with --images, or --series")
     kinds = {"datalist": datalist, "template": template, "series": series}
     given = [name for name, value in kinds.items() if not is_absent(value)]
     if not given and is_absent(images):
@@ -63,6 +73,8 @@ def load_cohort(
         )
     if len(given) > 1:
         raise InputError(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
+    if given and given != ["template"] and not is_absent(images):
+        raise InputError(f"--images belongs to --template; leave it out beside --{given[0]}")
     folder = check_output_dir(output_dir)
     known = {key: value for key, value in defaults.items() if not is_absent(value)}
     if given == ["datalist"]:
@@ -72,7 +84,11 @@ def load_cohort(
         rows, base = _frames(existing_path("series", series, Path()), series_reference), Path()
     else:
         rows, base = _one_to_many(template, images), Path()
-    return cases_of_rows(rows, "", base, known, folder, isolate=True)
+    cases = cases_of_rows(rows, "", base, known, folder, isolate=True)
+    for case in cases if save_dicom else ():
+        if "error" not in case and not Path(case["moving"]).is_dir():
+            case["error"] = f"save_dicom: moving '{case['moving']}' is not a folder with a DICOM series"
+    return cases
 
 
 def _one_to_many(template: Any, images: Any) -> list[Case]:
@@ -90,14 +106,26 @@ def _one_to_many(template: Any, images: Any) -> list[Case]:
     ]
     if not paths:
         raise InputError(f"images: '{folder}' holds no images (NIfTI, NRRD, MHA/MHD) besides the template")
-    return [{"fixed": fixed, "moving": str(path), "case": stem(str(path))} for path in paths]
+    return [
+        {"fixed": fixed, "moving": str(path), "case": name} for path, name in zip(paths, _names(paths), strict=True)
+    ]
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Return names of cases: those of the files, in letters that folders can have, numbered where two are equal."""
+    names: list[str] = []
+    for path in paths:
+        name = re.sub(r"[^\w.+-]+", "_", stem(str(path))).lstrip(".") or "case"
+        count = 1 + sum(other == name or other.startswith(f"{name}__") for other in names)
+        names.append(name if count == 1 else f"{name}__{count}")
+    return names
 
 
 def _frames(path: str, reference: int) -> list[Case]:
     shape = read_header(path).shape
     if len(shape) != 4:
         raise InputError(f"series: '{path}' is {len(shape)}-D; give a 4-D file, or a --datalist of its frames")
-    if not 0 <= int(reference) < shape[3]:
+    if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < shape[3]:
         raise InputError(f"series_reference: the series has frames 0 to {shape[3] - 1}, got {reference}")
     return [
         {
@@ -105,7 +133,7 @@ def _frames(path: str, reference: int) -> list[Case]:
             "moving": path,
             "fixed_frame": int(reference),
             "moving_frame": frame,
-            "case": f"{stem(path)}_frame_{frame:03d}",
+            "case": f"{_names([Path(path)])[0]}_frame_{frame:03d}",
         }
         for frame in range(shape[3])
         if frame != int(reference)

@@ -64,6 +64,11 @@ def _row(case: Mapping[str, Any]) -> Row:
     return row
 
 
+def _plain_cell(value: Any) -> Any:
+    """Return a cell that spreadsheets do not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
+
+
 def _images(case: Mapping[str, Any]) -> Row:
     return {key: case[key] for key in ("fixed", "moving") if key in case}
 
@@ -110,7 +115,7 @@ def write_table(cases: Sequence[Mapping[str, Any]], output_dir: str | Path, rank
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _plain_cell(value) for key, value in row.items()} for row in rows)
     folder = Path(output_dir)
     with replacing(folder / "cohort.csv") as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")

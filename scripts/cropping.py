@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 THRESHOLD = 0.1  # of the scaled intensities: air in CT (-800 HU by default), the background of MR
 MARGIN = 0.05  # of the box, on each side
 WORTH_IT = 0.9  # of the field of view along an axis: larger boxes are not cropped to
+MOST_VOXELS = 2**25  # of an extended field: 400 MB
 BEYOND = 0.75  # voxels of its grid by which an image may be larger than a transform
 
 
@@ -115,6 +116,8 @@ def extend(transform: GridTransform, image: MetaTensor) -> GridTransform:
     if float(torch.maximum(before, after).max()) <= BEYOND:
         return transform
     low, high = ([math.ceil(float(value)) for value in side] for side in (before, after))
+    while math.prod(n + a + b for n, a, b in zip(transform.shape, low, high, strict=True)) > MOST_VOXELS:
+        low, high = ([int(0.9 * value) for value in side] for side in (low, high))  # far out in the air
     pads = [amount for axis in (2, 1, 0) for amount in (low[axis], high[axis])]
     ddf = F.pad(transform.ddf[None], pads, mode="replicate")[0]
     shift = torch.tensor([-float(value) for value in low], dtype=torch.float64)

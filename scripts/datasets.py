@@ -178,7 +178,9 @@ def cases_of_rows(
             if not isolate:
                 raise
             case = {"error": str(error)}
-        name = _given_name(row["case"], where) if "case" in row else _default_name(case, f"case_{number}")
+        name = (
+            _given_name(row["case"], where) if "case" in row else _default_name({**defaults, **row}, f"case_{number}")
+        )
         if name in names:
             if "case" in row:
                 raise InputError(f"{where}the name '{name}' is also that of case {names[name]}; names must differ")
@@ -260,6 +262,11 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
     if str(values.get("landmark_space", "LPS")).upper() != "LPS":
         case["landmark_space"] = check_space(values["landmark_space"])
     for key in SERIES:
+        if isinstance(values.get(key), float):
+            raise InputError(
+                f"{where}{key}: '{values[key]}' was read as a number, which drops zeros; write --{key} \"'UID'\" in"
+                " two pairs of quotes, or the whole UID"
+            )
         if key in values:
             case[key] = str(values[key]).strip()
     for key in FRAMES:
@@ -298,7 +305,7 @@ def _frame(key: str, value: Any, where: str) -> int:
 def _default_name(case: Mapping[str, Any], otherwise: str = "case") -> str:
     if not all(key in case for key in IMAGES):
         return otherwise
-    name = f"{stem(case['moving'])}_to_{stem(case['fixed'])}"
+    name = f"{stem(str(case['moving']))}_to_{stem(str(case['fixed']))}"
     return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or otherwise
 
 

@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ FOLDER = "warped_moving_dicom"
 DROPPED = (
     *("SliceLocation", "AcquisitionNumber", "InstanceCreationTime", "WindowCenter", "WindowWidth", "PixelData"),
     *("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue", "GantryDetectorTilt", "NumberOfFrames"),
+    *("IconImageSequence", "ModalityLUTSequence", "VOILUTSequence"),
 )
 
 
@@ -64,7 +67,7 @@ class SaveDicomd(Output):
         fixed = str(data["fixed"].meta.get("filename_or_obj", ""))
         frame = _frame_of_reference(fixed, data.get("fixed_series")) if Path(fixed).is_dir() else None
         slices = dicom_slices(warped, plain(data["fixed"].affine).numpy(), source, data.get("moving_series"), frame)
-        target, temporary = folder / FOLDER, folder / f".{FOLDER}"
+        target, temporary = folder / FOLDER, folder / f".{os.getpid()}.{FOLDER}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -113,10 +116,11 @@ def dicom_slices(
     """
     series = choose_series(source, uid)
     headers = [pydicom.dcmread(one.path, stop_before_pixels=True) for one in series.slices]
-    key = [series.uid, frame_of_reference or "", str(affine_ras.tolist()), versions()["bundle"]]
+    pixels = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    key = [series.uid, frame_of_reference or "", str(affine_ras.tolist()), pixels, versions()["bundle"]]
     new_series = generate_uid(entropy_srcs=[*key, "series"])
     origin, spacing, direction = lps_geometry(torch.from_numpy(affine_ras))
-    slope, intercept, stored = _stored(values, headers[0])
+    slope, intercept, stored = _stored(values, headers)
     slices = []
     for k in range(values.shape[2]):
         dataset = _base(headers[0])
@@ -146,7 +150,7 @@ def dicom_slices(
 def _base(header: Dataset) -> Dataset:
     """Return a copy of a source's header without what belongs to its own voxels."""
     dataset = Dataset()
-    dataset.update({element.tag: copy.copy(element) for element in header if not element.tag.is_private})
+    dataset.update({element.tag: copy.copy(element) for element in header if not _of_voxels(element.tag)})
     for name in DROPPED:
         if name in dataset:
             delattr(dataset, name)
@@ -154,6 +158,11 @@ def _base(header: Dataset) -> Dataset:
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
     return dataset
+
+
+def _of_voxels(tag: Any) -> bool:
+    """Tell tags that are private, or overlays, which lie on the source's voxels."""
+    return bool(tag.is_private) or 0x6000 <= tag.group <= 0x60FF
 
 
 def _refer(dataset: Dataset, headers: Sequence[Dataset], uid: str) -> None:
@@ -169,13 +178,17 @@ def _refer(dataset: Dataset, headers: Sequence[Dataset], uid: str) -> None:
     dataset.SourceImageSequence = DicomSequence(items)
 
 
-def _stored(values: np.ndarray, header: Dataset) -> tuple[float, float, np.ndarray]:
-    """Return slope, intercept and 16-bit numbers with values = slope * numbers + intercept."""
-    slope = float(header.get("RescaleSlope") or 1) or 1.0
-    intercept = float(header.get("RescaleIntercept") or 0)
+def _stored(values: np.ndarray, headers: Sequence[Dataset]) -> tuple[float, float, np.ndarray]:
+    """Return slope, intercept and 16-bit numbers with values = slope * numbers + intercept.
+
+    The sources' scale where it is that of whole numbers in all slices, as in CT; else the finest that holds the values.
+    """
+    scales = {(float(h.get("RescaleSlope") or 1), float(h.get("RescaleIntercept") or 0)) for h in headers}
+    slope, intercept = next(iter(scales))
     low, high = float(values.min()), float(values.max())
     limits = np.iinfo(np.int16)
-    if (low - intercept) / slope < limits.min or (high - intercept) / slope > limits.max:
+    whole = len(scales) == 1 and slope == 1
+    if not whole or low - intercept < limits.min or high - intercept > limits.max:
         slope, intercept = max((high - low) / 65000, 1e-12), (high + low) / 2
     return slope, intercept, np.clip(np.rint((values - intercept) / slope), limits.min, limits.max)
 

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import itk
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from .errors import InputError, InputFileError
 
@@ -67,8 +66,9 @@ def list_series(folder: str) -> list[Series]:
         if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
             continue
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        except (InvalidDicomError, OSError, ValueError, EOFError):
+            # files without a preamble are DICOM, too; the tags decide
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+        except Exception:  # of many kinds, from files of any other format
             continue
         if "SeriesInstanceUID" in header and "Rows" in header:
             found.setdefault(str(header.SeriesInstanceUID), []).append((str(path), header))
@@ -92,7 +92,7 @@ def choose_series(folder: str, uid: str | None = None) -> Series:
 
     Args:
         folder: with the files.
-        uid: SeriesInstanceUID, or its end if that is unique; needed where there are several.
+        uid: SeriesInstanceUID, or its last components if they are unique; needed where there are several.
 
     Raises:
         InputError: no series, several without a choice, or a choice that is not there.
@@ -106,11 +106,11 @@ def choose_series(folder: str, uid: str | None = None) -> Series:
     if uid is None:
         if len(series) > 1:
             raise InputError(
-                f"'{folder}' holds {len(series)} DICOM series: {listed}; choose one by its UID (--fixed_series or"
-                " --moving_series), or move it to its own folder"
+                f"'{folder}' holds {len(series)} DICOM series: {listed}; choose one by its UID (fixed_series or"
+                " moving_series of a registration), or move it to its own folder"
             )
         return series[0]
-    matching = [one for one in series if one.uid == uid] or [one for one in series if one.uid.endswith(str(uid))]
+    matching = [one for one in series if one.uid == uid] or [one for one in series if one.uid.endswith(f".{uid}")]
     if len(matching) != 1:
         what = "no" if not matching else "more than one"
         raise InputError(f"'{folder}' holds {what} DICOM series with the UID '{uid}'; it holds {listed}")

@@ -78,10 +78,14 @@ def is_done(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any])
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    settings, known_settings = (
+        {key: value for key, value in (given or {}).items() if key != "device"}  # another GPU does the same
+        for given in (settings, report.get("settings"))
+    )
     expected = {"inputs": input_paths(case), "settings": settings, "sha256": weights.get("sha256")}
     known = {
         "inputs": report.get("inputs"),
-        "settings": report.get("settings"),
+        "settings": known_settings,
         "sha256": report.get("weights", {}).get("sha256"),
         "bundle": report.get("versions", {}).get("bundle"),
     }

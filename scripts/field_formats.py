@@ -10,10 +10,10 @@
 # limitations under the License.
 """Displacement fields in the conventions of other tools, on the grid of the fixed image.
 
-``itk`` and ``ants`` are the same file: NIfTI, 5-D, intent vector, LPS mm. ``nifti`` has the same form with the
-components along NIfTI's own axes, RAS mm (nibabel, NiftyReg). ``fsl`` is FSL's relative warp (FNIRT, applywarp --rel):
-4-D, mm of FSL's voxel-aligned coordinates. ``numpy`` is an .npz with ``displacement_ras_mm`` (I, J, K, 3) and
-``affine_ras``.
+``itk`` and ``ants`` are the same file: NIfTI, 5-D, intent vector, LPS mm. ``nifti`` has the
+components along NIfTI's own axes, RAS mm, and the intent displacement vector. ``fsl`` is FSL's relative warp (FNIRT,
+applywarp --rel): 4-D, mm of FSL's voxel-aligned coordinates. ``numpy`` is an .npz with ``displacement_ras_mm``
+(I, J, K, 3) and ``affine_ras``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from .errors import InputError
 from .nifti import write_nifti
 from .transform_io import write_displacement_field
 
+DISPVECT = 1006  # NIfTI's displacements along its own axes; readers know from it that they are not LPS
 FSL_INTENT = 2006  # FSL_FNIRT_DISPLACEMENT_FIELD: applywarp takes the values as relative without being told
 
 
@@ -41,7 +42,8 @@ def write_itk(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None:
 
 def write_nifti_vector(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None:
     """Write as NIfTI's standard says: components along the axes of its world, RAS mm."""
-    write_nifti(path, [part.numpy() for part in displacement_mm], affine_ras.numpy(), vector=True)
+    parts = [part.numpy() for part in displacement_mm]
+    write_nifti(path, parts, affine_ras.numpy(), vector=True, intent_code=DISPVECT)
 
 
 def write_numpy(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None:

@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", "
 
 def stem(path: str) -> str:
     """Return a file's name without its image suffix."""
-    name = Path(path).resolve().name
+    name = Path(os.path.abspath(path)).name  # of a link its own name
     for suffix in IMAGE_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]

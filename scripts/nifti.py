@@ -42,7 +42,7 @@ def write_nifti(
         affine_ras: (4, 4), voxel -> world RAS mm, written as sform and qform.
         vector: write a vector image (5-D, intent 1007), which ITK reads as such, without changing signs.
         time_step: seconds from frame to frame of a 4-D volume.
-        intent_code: NIfTI's, of what is no vector image.
+        intent_code: NIfTI's, where it is not that of a plain volume or vector image.
 
     Raises:
         InputError: the file can't be written.
@@ -56,10 +56,8 @@ def write_nifti(
     image.header.set_xyzt_units("mm", "sec" if time_step is not None else None)
     if time_step is not None:
         image.header.set_zooms((*image.header.get_zooms()[:3], time_step))
-    if vector:
-        image.header.set_intent("vector")
-    elif intent_code:
-        image.header.set_intent(intent_code, allow_unknown=True)
+    if intent_code or vector:
+        image.header.set_intent(intent_code or "vector", allow_unknown=True)
     # the same bytes each time: no time of writing and no name of a temporary file
     with (
         replacing(path) as temporary,

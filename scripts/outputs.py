@@ -191,11 +191,11 @@ class SaveInconsistencyd(Output):
     """Write on the fixed grid the distance of inverse(forward(x)) from x in mm: inconsistency_mm.nii.gz."""
 
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
-        """Write, if the quality was measured; NaN where forward leaves the moving image."""
+        """Write, if the quality was measured; NaN where forward leaves the moving image, and outside a crop."""
         if "quality_maps" not in data or data.get("inverse_transform") is None:
             return ()
         maps, fixed = data["quality_maps"], data["fixed"]
-        values = on_grid(maps.inconsistency_mm, maps.affine, fixed.shape[1:], plain(fixed.affine))
+        values = on_grid(maps.inconsistency_mm, maps.affine, fixed.shape[1:], plain(fixed.affine), float("nan"))
         _write_volume(folder / "inconsistency_mm.nii.gz", values, data)
         return ("inconsistency_mm.nii.gz",)
 

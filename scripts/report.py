@@ -32,7 +32,7 @@ from .atomic import replacing
 
 INPUTS = (
     *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_frame", "moving_frame"),
-    *("fixed_series", "moving_series"),
+    *("fixed_series", "moving_series", "landmark_space"),
     *("fixed_mask", "moving_mask"),
     *("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"),
 )
@@ -93,6 +93,28 @@ def input_paths(data: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
+def file_states(inputs: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return size and time of change of each input file (of a folder: number of files, sizes together, newest time).
+
+    Args:
+        inputs: of :func:`input_paths`.
+    """
+    states = {}
+    for key, value in inputs.items():
+        path = Path(str(value))
+        with suppress(OSError):
+            if path.is_dir():
+                found = [entry.stat() for entry in path.iterdir() if entry.is_file()]
+                states[key] = [
+                    len(found),
+                    sum(s.st_size for s in found),
+                    max((s.st_mtime_ns for s in found), default=0),
+                ]
+            elif path.is_file():
+                states[key] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return states
+
+
 def build_report(
     data: Mapping[Any, Any], settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None
 ) -> dict[str, Any]:
@@ -110,6 +132,7 @@ def build_report(
     return {
         "case": data.get("case"),
         "inputs": input_paths(data),
+        "input_states": file_states(input_paths(data)),
         "outputs": list(data.get("written", ())),
         "similarity": {"before": terms.pop("similarity_before", None), "after": terms.pop("similarity_after", None)},
         "terms": terms,

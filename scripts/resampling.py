@@ -73,7 +73,9 @@ def warp_image(
     return warped.transpose(2, 1, 0)
 
 
-def on_grid(values: Tensor, affine_ras: Tensor, shape: Sequence[int], fixed_affine: Tensor) -> np.ndarray:
+def on_grid(
+    values: Tensor, affine_ras: Tensor, shape: Sequence[int], fixed_affine: Tensor, outside: float = 0.0
+) -> np.ndarray:
     """Evaluate a coarse map on a finer grid, linear.
 
     Args:
@@ -81,13 +83,14 @@ def on_grid(values: Tensor, affine_ras: Tensor, shape: Sequence[int], fixed_affi
         affine_ras: (4, 4), its voxel (d, h, w) -> world RAS mm.
         shape: (I, J, K) of the finer grid.
         fixed_affine: (4, 4), voxel (i, j, k) of it -> world RAS mm.
+        outside: value outside the map.
 
     Returns:
-        (I, J, K) float32; 0 outside the map.
+        (I, J, K) float32.
     """
     coarse = MetaTensor(values[0], affine=affine_ras)
     nowhere = torch.zeros(()).expand(3, *(int(n) for n in shape))
-    return warp_image(coarse, nowhere, shape, fixed_affine)
+    return warp_image(coarse, nowhere, shape, fixed_affine, default=outside)
 
 
 def shift_affine(affine: Tensor, first: Sequence[int]) -> Tensor:

@@ -23,14 +23,16 @@ import itk
 import numpy as np
 import torch
 
-from .coordinates import extent, identity_grid, sample
+from .coordinates import extent, identity_grid, jacobian_determinant, sample
 from .errors import InputError, InputFileError
 from .reading import check_complete, itk_reason
 
-TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".mat", ".txt", ".tfm", ".xfm")
+TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".mat", ".txt", ".tfm")
 FIELD_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
 INVERSION_STEPS = 60
-INVERSION_VOXELS = 1e-4  # largest change of the last step, voxels of the field
+NEWTON_STEPS = 60
+INVERSION_VOXELS = 1e-4  # voxels of the field
+LARGEST_GAP = 0.05  # likewise: of inverse, then field
 
 
 def read_transform(path: str) -> Any:
@@ -51,7 +53,7 @@ def read_transform(path: str) -> Any:
             f"transform '{path}': give a transform of ITK, ANTs or 3D Slicer ({', '.join(TRANSFORM_SUFFIXES)}) or a"
             f" displacement field ({', '.join(FIELD_SUFFIXES)})"
         )
-    if name.endswith((".mat", ".txt", ".xfm")):
+    if name.endswith((".mat", ".txt")):
         _refuse_flirt(path)
     try:
         parts = list(itk.transformread(path))
@@ -167,27 +169,62 @@ def _invert_field(part: Any) -> Any:
 
 
 def invert_ddf(ddf: torch.Tensor) -> torch.Tensor:
-    """Return the displacement field v with v(x) = -ddf(x + v(x)) on the same grid (Chen et al., Med. Phys. 2008).
+    """Return the displacement field v with v(x) = -ddf(x + v(x)) on the same grid.
+
+    Fixed-point iteration (Chen et al., Med. Phys. 2008), which converges where the field's slopes are below 1; the
+    points where it does not are found by damped Newton steps. The result is verified. Outside
+    the grid, the border's values go on.
 
     Args:
         ddf: (1, 3, D, H, W), voxels.
 
     Raises:
-        InputError: the iteration does not settle.
+        InputError: the field folds, or no inverse was found somewhere.
     """
-    displacement = ddf / extent(ddf)
-    grid = identity_grid(ddf.shape[2:], dtype=ddf.dtype)
-    inverse, change = torch.zeros_like(displacement), torch.tensor(float("inf"))
+    displacement = ddf.double() / extent(ddf).double()
+    grid = identity_grid(ddf.shape[2:], dtype=torch.float64)
+    if float(jacobian_determinant(grid + displacement).min()) <= 0:
+        raise InputError("the displacement field can't be inverted: it folds; give the inverse transform's own file")
+    inverse, scale = torch.zeros_like(displacement), extent(displacement)
     for _ in range(INVERSION_STEPS):
         following = -sample(displacement, grid + inverse, padding="border")
-        inside = ((grid + inverse >= 0) & (grid + inverse <= 1)).all(dim=1, keepdim=True)
-        change = ((following - inverse) * extent(ddf) * inside).abs().max()
+        change = ((following - inverse) * scale).abs().max()
         inverse = following
         if change < INVERSION_VOXELS:
-            break
-    if change > 0.1:
+            return (inverse * scale).to(ddf.dtype)
+    left = ((inverse + sample(displacement, grid + inverse, padding="border")) * scale).abs().amax(
+        dim=1
+    ) > INVERSION_VOXELS
+    targets = grid[0][:, left[0]].T
+    inverse[0][:, left[0]] = _newton(displacement, targets, scale.view(1, 3)).T
+    gap = float(((inverse + sample(displacement, grid + inverse, padding="border")) * scale).abs().max())
+    if gap > LARGEST_GAP:
         raise InputError(
-            f"the displacement field can't be inverted: after {INVERSION_STEPS} steps points still move by"
-            f" {float(change):.2f} voxels, so it folds; give the inverse transform's own file"
+            f"the displacement field can't be inverted: at some points {gap:.2f} voxels are left; give the inverse"
+            " transform's own file"
         )
-    return inverse * extent(ddf)
+    return (inverse * scale).to(ddf.dtype)
+
+
+def _newton(displacement: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return displacements v (N, 3) with v + d(x + v) = 0 for points x (N, 3), normalized, by damped Newton steps."""
+    shape = displacement.shape[2:]
+    steps = [1 / (n - 1) for n in shape]
+    slopes = torch.cat([torch.stack(torch.gradient(part, spacing=steps)) for part in displacement[0]])[None]
+
+    def at(field: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return sample(field, points.T.reshape(1, 3, -1, 1, 1), padding="border").reshape(field.shape[1], -1).T
+
+    inverse = -at(displacement, targets)
+    residual, damping = inverse + at(displacement, targets + inverse), torch.ones(len(targets), 1, dtype=torch.float64)
+    for _ in range(NEWTON_STEPS):
+        jacobian = at(slopes, targets + inverse).view(-1, 3, 3) + torch.eye(3, dtype=torch.float64)
+        step = torch.linalg.lstsq(jacobian, residual[..., None]).solution[..., 0]
+        trial = inverse - damping * step
+        found = trial + at(displacement, targets + trial)
+        better = found.norm(dim=1, keepdim=True) < residual.norm(dim=1, keepdim=True)
+        inverse, residual = torch.where(better, trial, inverse), torch.where(better, found, residual)
+        damping = torch.where(better, (2 * damping).clamp(max=1), damping / 2)
+        if float((residual * scale).abs().max()) < INVERSION_VOXELS:
+            break
+    return inverse

@@ -31,6 +31,7 @@ from scripts.errors import InputError
 from scripts.reading import LoadVolumesd
 from tests.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
 
+SHEAR = torch.tensor([[1.0, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 QUICK: dict[str, Any] = {
     "model": "none",
     "device": "cpu",
@@ -90,6 +91,7 @@ def test_a_label_in_memory_is_carried_and_files_stay_where_they_were_asked_for(t
         ({"moving": 3}, "got a int"),
         ({"moving": MetaTensor(torch.zeros(2, 4, 4, 4))}, "one 3-D volume"),
         ({"fixed": "none.nii.gz"}, "does not exist"),
+        ({"moving": MetaTensor(torch.rand(1, 4, 4, 4), affine=SHEAR)}, "has a shear"),
         ({"datalist": "x.csv"}, "datalist can't be given"),
     ],
 )
@@ -168,3 +170,7 @@ def test_values_come_in_their_types() -> None:
     assert (parsed.moving, parsed.fixed, parsed.steps, parsed.inverse) == ("m.nii", "f.nii", 7, False)
     assert (parsed.network_shape, parsed.prealign, parsed.preset) == ([1, 2, 3], "off", "fast")
     assert "seed" not in vars(parsed)
+    parsed = cli.build_parser().parse_args(["register", "07", "1e3", "--fixed_series", "3.10", "--moving_mask", "null"])
+    assert (parsed.moving, parsed.fixed, parsed.fixed_series, parsed.moving_mask) == ("07", "1e3", "3.10", None)
+    parsed = cli.build_parser().parse_args(["apply", "['a.h5', 'b.h5']", "--invert", "[true, false]"])
+    assert (parsed.transform, parsed.invert) == (["a.h5", "b.h5"], [True, False])

@@ -25,7 +25,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts import field_formats
 from scripts.apply import load_inputs
-from scripts.errors import InputError
+from scripts.errors import InputError, find_input_error
 from scripts.itk_resampling import Grid, grid_of, with_spacing
 from scripts.nifti import write_nifti
 from scripts.transform_io import GridTransform, write_itk_transform
@@ -262,3 +262,36 @@ def test_wrong_options_are_refused_before_any_work(pair: dict[str, str], tmp_pat
         with pytest.raises(InputError, match=words):
             load_inputs(**{**good, "output_dir": str(tmp_path / "out"), **change})
     assert not (tmp_path / "out").exists()
+
+
+def test_no_result_may_replace_an_input(pair: dict[str, str], tmp_path: Path) -> None:
+    label = tmp_path / "moving_warped.nii.gz"
+    label.write_bytes(Path(pair["moving_label"]).read_bytes())
+    good: dict[str, Any] = {"transform": pair["bent"], "fixed": pair["fixed"], "output_dir": str(tmp_path)}
+    with pytest.raises(InputError, match=r"moving_warped\.nii\.gz' would be overwritten"):
+        load_inputs(image=pair["moving"], label=str(label), **good)
+    (tmp_path / "transform.h5").write_bytes(Path(pair["bent"]).read_bytes())
+    with pytest.raises(InputError, match=r"transform\.h5' would be overwritten"):
+        load_inputs(**{**good, "transform": str(tmp_path / "transform.h5")}, save_transform=True)
+
+
+def test_itk_reads_the_field_in_nifti_s_own_axes_as_what_it_is(pair: dict[str, str], tmp_path: Path) -> None:
+    out = apply(tmp_path / "out", transform=pair["bent"], fixed=pair["fixed"], convert=["itk", "nifti"])
+    assert int(nib.load(out / "displacement_ras.nii.gz").header["intent_code"]) == 1006
+    by_itk = [itk.array_from_image(itk.imread(str(out / f"displacement_{name}.nii.gz"))) for name in ("itk", "ras")]
+    np.testing.assert_allclose(by_itk[1], by_itk[0], atol=1e-4)
+
+
+def test_a_wrong_spacing_or_space_is_refused_before_anything_is_written(pair: dict[str, str], tmp_path: Path) -> None:
+    for change, words in (({"spacing": [1, 0, 1]}, "spacing: give three"), ({"landmark_space": "MNI"}, "unknown")):
+        with pytest.raises(RuntimeError) as caught:
+            apply(
+                tmp_path / "out",
+                transform=pair["bent"],
+                fixed=pair["fixed"],
+                image=pair["moving"],
+                save_transform=True,
+                **change,
+            )
+        assert words in str(find_input_error(caught.value))
+        assert not (tmp_path / "out").exists()

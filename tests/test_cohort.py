@@ -30,7 +30,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.cohort import CaseQueue, sweep
 from scripts.cohort_cases import load_cohort
-from scripts.cohort_table import find_cases, read_rows
+from scripts.cohort_table import find_cases, read_rows, write_table
 from scripts.errors import InputError
 from scripts.transform_files import flatten, read_transform
 from tests.known_pair import ROOT, write_known_pair
@@ -263,6 +263,8 @@ def test_one_image_to_a_folder_and_frames_of_a_series(tmp_path: Path) -> None:
         ({"template": "a.nii.gz", "series": "b.nii.gz"}, "exclude each other"),
         ({"datalist": "none.csv"}, "does not exist"),
         ({"series": "3d"}, "3-D; give a 4-D file"),
+        ({"fixed": "a.nii.gz", "moving": "b.nii.gz"}, "for a single pair"),
+        ({"datalist": "p.csv", "images": "."}, "--images belongs to --template"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, str], words: str) -> None:
@@ -296,3 +298,83 @@ def test_results_are_found_again_in_their_folder(tmp_path: Path) -> None:
     (tmp_path / "b" / "error.json").write_text(json.dumps({"case": "the b", "error": "it broke"}))
     rows = read_rows(find_cases(tmp_path))
     assert (rows[0]["case"], rows[0]["status"], rows[0]["error"]) == ("the b", "failed", "it broke")
+
+
+def test_resuming_does_again_what_changed_and_nothing_else(tmp_path: Path) -> None:
+    path, pair = write_list(tmp_path / "data", 3)
+    out = tmp_path / "out"
+
+    def done_again(**options: Any) -> set[str]:
+        before = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("*/report.json")}
+        run(out, datalist=str(path), save_page=False, **options)
+        return {p.parent.name for p in out.glob("*/report.json") if p.stat().st_mtime_ns != before.get(p.parent.name)}
+
+    everything = {"pair_0", "pair_1", "pair_2"}
+    assert done_again() == everything
+    assert done_again() == set()
+    shutil.copy(pair["moving"], tmp_path / "data" / "moving_1.nii.gz")  # other content under the same name
+    assert done_again() == {"pair_1"}
+    assert done_again(seed=5) == everything
+    assert done_again(seed=5, save_inconsistency=True) == everything
+    assert (out / "pair_0" / "inconsistency_mm.nii.gz").is_file()
+    (out / "pair_2" / "confidence.nii.gz").unlink()
+    assert done_again(seed=5, save_inconsistency=True) == {"pair_2"}
+    # a file that was gone for a while leaves no old result and no old error
+    gone = tmp_path / "data" / "moving_0.nii.gz"
+    content = gone.read_bytes()
+    gone.unlink()
+    assert done_again(seed=5, save_inconsistency=True) == set()
+    assert [row["status"] for row in table(out)] == ["failed", "done", "done"]
+    assert not (out / "pair_0" / "warped_moving.nii.gz").exists()
+    gone.write_bytes(content)
+    assert done_again(seed=5, save_inconsistency=True) == {"pair_0"}
+    assert [row["status"] for row in table(out)] == ["done"] * 3
+
+
+def test_names_do_not_depend_on_which_files_are_there(tmp_path: Path) -> None:
+    pair = write_known_pair(tmp_path / "data")
+    rows = []
+    for subject in ("a", "b"):
+        (tmp_path / subject).mkdir()
+        for name, source in (("fixed", "fixed"), ("bold", "moving")):
+            shutil.copy(pair[source], tmp_path / subject / f"{name}.nii.gz")
+        rows.append({"fixed": f"{subject}/fixed.nii.gz", "moving": f"{subject}/bold.nii.gz"})
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    modality = {"fixed_modality": "mr", "moving_modality": "mr", "output_dir": str(tmp_path / "out")}
+    whole = [case["case"] for case in load_cohort(datalist=str(tmp_path / "pairs.json"), **modality)]
+    (tmp_path / "a" / "bold.nii.gz").unlink()
+    assert [case["case"] for case in load_cohort(datalist=str(tmp_path / "pairs.json"), **modality)] == whole
+    assert len(set(whole)) == 2
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a 12:30", "a_12_30"):
+        shutil.copy(pair["moving"], folder / f"{name}.nii.gz")
+    cases = load_cohort(template=pair["fixed"], images=str(folder), **modality)
+    assert len({case["case"] for case in cases}) == 2
+    assert all("error" not in case for case in cases)
+
+
+def test_a_case_whose_folder_is_in_the_way_does_not_stop_the_others(tmp_path: Path) -> None:
+    path, _ = write_list(tmp_path / "data", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pair_0").write_text("a file")
+    found = run(tmp_path / "out", datalist=str(path), save_page=False)
+    assert [row["status"] for row in found] == ["failed", "done"]
+    assert "is a file" in found[0]["error"]
+
+
+def test_files_of_processes_at_work_are_not_swept(tmp_path: Path) -> None:
+    mine = tmp_path / f".{os.getppid()}.report.json"
+    mine.write_text("x")
+    (tmp_path / ".123456789.warped_moving_dicom").mkdir()
+    sweep([{"case": "a", "case_dir": str(tmp_path)}])
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+
+
+def test_no_cell_of_the_table_is_a_formula(tmp_path: Path) -> None:
+    name = '=HYPERLINK("http://x")'
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "error.json").write_text(json.dumps({"case": name, "error": "+1"}))
+    write_table([{"case": name, "case_dir": str(tmp_path / "a")}], tmp_path)
+    assert table(tmp_path)[0]["case"] == f"'{name}"
+    assert table(tmp_path)[0]["error"] == "'+1"

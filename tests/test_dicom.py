@@ -112,9 +112,7 @@ def test_one_of_several_series_is_chosen_by_its_uid(tmp_path: Path) -> None:
     structure.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     structure.save_as(tmp_path / "a" / "rtstruct.dcm", enforce_file_format=True)
     assert [(one.uid, len(one.slices)) for one in list_series(folder)] == [("1.2.3.1", 8), ("1.2.3.2", 5)]
-    with pytest.raises(
-        InputError, match=r"holds 2 DICOM series: 1\.2\.3\.1 \(CT 'lung 1', 8 files\); .*--fixed_series"
-    ):
+    with pytest.raises(InputError, match=r"holds 2 DICOM series: 1\.2\.3\.1 \(CT 'lung 1', 8 files\); .*fixed_series"):
         check_header("fixed", folder)
     np.testing.assert_array_equal(load(folder, fixed_series="1.2.3.2")[0].numpy(), ramp(5) + 7)
     assert read_header(folder, "3.1").shape[2] == 8  # the end of a UID is enough
@@ -231,6 +229,8 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
     uid = first.SOPInstanceUID
     run_inference(out, fixed=folders[0], moving=folders[1], **options)
     assert pydicom.dcmread(written[0]).SOPInstanceUID == uid
+    run_inference(out, fixed=folders[0], moving=folders[1], **{**options, "field_levels": {"default": [[16, 1]]}})
+    assert pydicom.dcmread(written[0]).SOPInstanceUID != uid  # other voxels, other instances
     with pytest.raises(RuntimeError) as caught:
         run_inference(tmp_path / "o2", fixed=folders[0], moving=pair["moving"], **{**options, "moving_modality": "mr"})
     assert "save_dicom: moving" in str(find_input_error(caught.value))
@@ -244,7 +244,7 @@ def test_values_beyond_16_bits_are_scaled(tmp_path: Path) -> None:
     header = Dataset()
     for low, high in ((-1024.0, 3071.0), (0.0, 1e6), (-0.5, 0.25)):
         values = np.linspace(low, high, 1000).reshape(10, 10, 10)
-        slope, intercept, stored = _stored(values, header)
+        slope, intercept, stored = _stored(values, [header])
         assert stored.min() >= -(2**15)
         assert stored.max() < 2**15
         assert np.abs(slope * stored + intercept - values).max() <= 0.51 * slope

@@ -167,3 +167,21 @@ def test_a_field_with_nan_is_refused(tmp_path: Path) -> None:
     itk.imwrite(itk.image_from_array(values, is_vector=True), str(tmp_path / "n.mha"))
     with pytest.raises(InputFileError, match="not finite"):
         read_transform(str(tmp_path / "n.mha"))
+
+
+@pytest.mark.parametrize(
+    "displace",
+    [lambda x: 1.5 * (x - 15), lambda x: 1.2 * (x - 15), lambda x: 8 * torch.tanh((x - 15) / 3)],
+    ids=["stretch 2.5", "stretch 2.2", "local stretch"],
+)
+@pytest.mark.parametrize("axis", range(3))
+def test_fields_that_expand_are_inverted_right(displace: Any, axis: int) -> None:
+    """Fixed-point iteration diverges where a slope is above 1."""
+    size = 30
+    places = torch.arange(size, dtype=torch.float64)
+    ddf = torch.zeros(1, 3, size, size, size, dtype=torch.float64)
+    ddf[0, axis] = displace(places).view([-1 if n == axis else 1 for n in range(3)])
+    inverse = invert_ddf(ddf)[0, axis].movedim(axis, 0)[:, 5, 6]
+    for x in (12, 15, 17, 20):
+        y = x + float(inverse[x])
+        assert y + float(displace(torch.tensor(y))) == pytest.approx(x, abs=0.15)  # linear between voxels
