@@ -39,17 +39,29 @@ class Command(NamedTuple):
 
     configs: tuple[str, ...]
     positional: tuple[str, ...]
+    output_dir: str
     text: str
 
 
 COMMANDS = {
-    "register": Command(("inference.yaml",), ("moving", "fixed"), "register a moving image to a fixed one"),
+    "register": Command(("inference.yaml",), ("moving", "fixed"), "output", "register a moving image to a fixed one"),
     "cohort": Command(
-        ("inference.yaml", "cohort.yaml"), (), "register many pairs; resumes, isolates failures, ends in one table"
+        ("inference.yaml", "cohort.yaml"),
+        (),
+        "output/cohort",
+        "register many pairs; resumes, isolates failures, ends in one table",
     ),
-    "apply": Command(("apply.yaml",), ("transform",), "apply a written transform to images, labels, points, series"),
+    "apply": Command(
+        ("apply.yaml",),
+        ("transform",),
+        "output/apply",
+        "apply a written transform to images, labels, points, series",
+    ),
     "evaluate": Command(
-        ("inference.yaml", "evaluate.yaml"), ("datalist",), "measure accuracy on pairs with labels or landmarks"
+        ("inference.yaml", "evaluate.yaml"),
+        ("datalist",),
+        "output/evaluation",
+        "measure accuracy on pairs with labels or landmarks",
     ),
 }
 
@@ -85,7 +97,11 @@ class _Parser(argparse.ArgumentParser):
         wrong = re.findall(r"invalid choice: '(\w+)'", message)
         hints += [difflib.get_close_matches(word, [*COMMANDS, "report"], 1) for word in wrong]
         hint = next((f"; did you mean {close[0]}?" for close in hints if close), "")
-        print(f"error: {message}{hint} ({self.prog} --help lists what there is)", file=sys.stderr)
+        for word in given:
+            if any(word.removeprefix("--") in command.positional for command in COMMANDS.values()):
+                hint = f"; {word.removeprefix('--')} is given without its name, in the order of the usage line"
+        help_text = self.prog + ("" if len(self.prog.split()) > 3 else " COMMAND") + " --help"
+        print(f"error: {message}{hint} ({help_text} lists all options)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -115,7 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument(positional, type=text_of, help=_escape(options[positional].text))
         for option in options.values():
             if option.name not in command.positional:
-                default = "" if option.default.startswith("$") or not option.default else f" [{option.default}]"
+                value = command.output_dir if option.name == "output_dir" else option.default
+                default = "" if value.startswith("$") or not value else f" [{value}]"
                 sub.add_argument(
                     f"--{option.name}",
                     default=argparse.SUPPRESS,
@@ -170,8 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             from .workflow import run_workflow
 
-            given.setdefault("output_dir", "output")
+            given.setdefault("output_dir", COMMANDS[command].output_dir)
             run_workflow(COMMANDS[command].configs, given, logging=True)
+    except KeyboardInterrupt:
+        print("stopped; a cohort or an evaluation goes on where it was when started again", file=sys.stderr)
+        return 130
     except Exception as error:
         line = find_input_error(error) or describe_memory_error(error)
         if line is None or os.environ.get("REGISTRATION_TRACEBACK") == "1":

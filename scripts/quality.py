@@ -53,7 +53,7 @@ LIMITS = (
     Limit("stretch", 0.35, "one direction is stretched by {:.0%} against another: parts missing in one image?"),
     Limit("volume_change", 0.5, "the volume changes by a factor of exp({:.2f})"),
     Limit("outside_percent", 20.0, "{:.0f} % of the fixed image map outside the moving one"),
-    Limit("folding_percent", 0.5, "the transform folds at {:.2f} % of the voxels"),
+    Limit("folding_percent", 0.5, "the transform folds at {:.2f} % of the cells"),
     Limit("inconsistency_percent", 0.5, "forward and inverse transform disagree by {:.2f} % of the diagonal (95 %)"),
 )
 

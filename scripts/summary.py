@@ -40,9 +40,9 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
     if "quality" in report:
         reasons = "; ".join(report["quality"]["reasons"])
         lines.append(f"verdict           {report['quality']['verdict']}{': ' + reasons if reasons else ''}")
-    lines.append(f"folding           {report['folding_percent']:.3f} % of the voxels")
+    lines.append(f"folding           {report['folding_percent']:.3f} % of the cells")
     if report.get("inconsistency_mm") is not None:  # there may be no inverse
-        lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse)")
+        lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse, mean)")
     memory = report["peak_memory_mib"]  # None where the system does not tell
     lines.append(f"registration took {report['seconds']:.0f} s" + (f", peak memory {memory:.0f} MiB" if memory else ""))
     lines.append(f"weights           {report['weights']['name'] or report['weights'].get('path') or 'none'}")
@@ -56,13 +56,14 @@ def _similarity(report: Mapping[str, Any]) -> str:
     )
 
 
-def print_results(cases: Sequence[Mapping[str, Any]]) -> None:
+def print_results(cases: Sequence[Mapping[str, Any]], enabled: bool = True) -> None:
     """Print the summary of a pair, or one line each of several; cases without a report are left out.
 
     Args:
         cases: of :func:`scripts.datasets.load_cases`.
+        enabled: False prints nothing.
     """
-    for case in cases:
+    for case in cases if enabled else ():
         path = Path(case["case_dir"]) / "report.json"
         if not path.is_file():
             continue

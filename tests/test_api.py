@@ -174,3 +174,17 @@ def test_values_come_in_their_types() -> None:
     assert (parsed.moving, parsed.fixed, parsed.fixed_series, parsed.moving_mask) == ("07", "1e3", "3.10", None)
     parsed = cli.build_parser().parse_args(["apply", "['a.h5', 'b.h5']", "--invert", "[true, false]"])
     assert (parsed.transform, parsed.invert) == (["a.h5", "b.h5"], [True, False])
+
+
+def test_a_positional_given_by_name_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(["apply", "--transform", "t.h5"])
+    assert "transform is given without its name" in capsys.readouterr().err
+
+
+def test_results_that_do_not_stay_are_not_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pair = write_known_pair(tmp_path / "data")
+    register(pair["moving"], pair["fixed"], **QUICK)
+    assert "results in" not in capsys.readouterr().out
+    register(pair["moving"], pair["fixed"], output_dir=tmp_path / "out", **QUICK)
+    assert f"results in {tmp_path / 'out'}" in capsys.readouterr().out
