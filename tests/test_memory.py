@@ -10,53 +10,73 @@
 # limitations under the License.
 from __future__ import annotations
 
+import json
 import platform
-import resource
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
-import torch
 
 from scripts import memory
-from scripts.memory import available_memory, keep_freed_memory, release_freed_memory
+from scripts.memory import available_memory, keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def page_faults(repeats: int = 20) -> int:
-    """Return the page faults of making a tensor of 40 MB again and again."""
-    torch.ones(10_000_000)
+FRESH = """
+import json, resource
+from pathlib import Path
+
+import torch
+
+from scripts.memory import keep_freed_memory, release_freed_memory
+
+
+def faults(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(repeats):
+    for _ in range(times):
         torch.ones(10_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
-def test_large_tensors_reuse_memory_inside() -> None:
-    usual = page_faults()
-    with keep_freed_memory(), keep_freed_memory():
-        page_faults(2)  # the heap grows once
-        kept = page_faults()
-    if usual < 20 * 500:
-        pytest.skip("the system's pages are huge: hardly any faults to spare")
-    assert kept < usual / 20
-
-
-def resident_bytes() -> int:
-    """Return the memory that the process has."""
+def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
-def test_freed_memory_is_kept_inside_and_given_back_at_the_end() -> None:
-    size = 400_000_000
-    release_freed_memory()  # of other tests
-    before = resident_bytes()
-    with keep_freed_memory():
-        torch.ones(size // 4)
-        inside = resident_bytes()
-    assert inside - before > 0.8 * size
-    assert inside - resident_bytes() > 0.8 * size
+found = {"usual": faults(20)}
+with keep_freed_memory(), keep_freed_memory():
+    faults(30)  # the heap grows, and finds its places
+    found["kept"] = faults(20)
+release_freed_memory()
+before = resident()
+with keep_freed_memory():
+    torch.ones(100_000_000)
+    inside = resident()
+found |= {"gained": inside - before, "given_back": inside - resident()}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, int]:
+    """What a fresh process finds: the heap of one in which other tests ran is full of holes."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the allocator is glibc's")
+    done = subprocess.run([sys.executable, "-c", FRESH], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_large_tensors_reuse_memory_inside(fresh: dict[str, int]) -> None:
+    if fresh["usual"] < 20 * 500:
+        pytest.skip("the system's pages are huge: hardly any faults to spare")
+    assert fresh["kept"] < fresh["usual"] / 20
+
+
+def test_freed_memory_is_kept_inside_and_given_back_at_the_end(fresh: dict[str, int]) -> None:
+    assert fresh["gained"] > 0.8 * 400_000_000
+    assert fresh["given_back"] > 0.8 * 400_000_000
 
 
 def test_the_end_of_one_of_two_users_leaves_the_other_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
