@@ -29,12 +29,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from monai.bundle import ConfigWorkflow
 
 from benchmarks.pairs import bundle_options, read_pairs, vary
 from scripts.quality import verdict
+from scripts.workflow import run_workflow
 
-ROOT = Path(__file__).resolve().parents[1]
 GOOD = ("as_it_is", "swapped")
 OTHERS = {  # of another patient first, then of another anatomy
     "brain": ("liver_dataset19_cyc_1_6", "lung"),
@@ -122,19 +121,14 @@ def main() -> None:
     pairs = all_pairs(arguments.data.resolve(), arguments.work.resolve() / "images")
     datalist = arguments.work.resolve() / "pairs.json"
     datalist.write_text(json.dumps([{"case": name, **pair} for name, pair in pairs.items()], indent=1))
-    workflow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in ("inference.yaml", "cohort.yaml")],
-        workflow_type="inference",
-        bundle_root=str(ROOT),
-        datalist=str(datalist),
-        output_dir=str(arguments.work.resolve() / arguments.preset),
-        preset=arguments.preset,
-        **{f"save_{name}": False for name in ("transforms", "displacement", "warped", "jacobian", "overview")},
-        save_confidence=False,
-        save_page=False,
-    )
-    workflow.initialize()
-    workflow.run()
+    files = ("transforms", "displacement", "warped", "jacobian", "confidence", "overview", "page")
+    options = {
+        **{f"save_{name}": False for name in files},
+        "datalist": str(datalist),
+        "preset": arguments.preset,
+        "output_dir": str(arguments.work.resolve() / arguments.preset),
+    }
+    run_workflow(("inference.yaml", "cohort.yaml"), options, logging=True)
     report(arguments.work.resolve() / arguments.preset, arguments.curve)
 
 

@@ -36,9 +36,8 @@ from .itk_resampling import (
     sample_transform,
     with_spacing,
 )
-from .landmarks import check_space
 from .nifti import write_nifti
-from .point_files import POINT_SUFFIXES, carrier, carry_points
+from .point_files import POINT_SUFFIXES, carrier, carry_points, check_world
 from .reading import read_header
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 
@@ -117,7 +116,7 @@ def load_inputs(
         raise InputError("convert 'fsl' needs the moving image, whose header its values depend on: give --moving FILE")
     if (images or labels or formats) and fixed is None and not transforms[0].lower().endswith(FIELD_SUFFIXES):
         raise InputError("fixed is missing: give --fixed FILE, the image whose grid the results shall have")
-    names = [name for path in (*images, *labels, *points) for name in [output_name(path)]]
+    names = [output_name(path) for path in (*images, *labels, *points)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two inputs would both be written as '{twice}'; apply them one after the other")
@@ -187,11 +186,14 @@ def apply_transforms(
         spacing: of the results, mm, instead of that of ``fixed``.
         landmark_space: of CSV and VTK files that do not say.
         save_transform: also write the composed transform, transform.h5.
+
+    Raises:
+        InputError: a wrong option, or a file that can't be read, inverted or written.
     """
     check_interpolation(interpolation, label_interpolation)
     if inputs is None:
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
-    check_space(landmark_space)
+    check_world(landmark_space)
     grid = _grid(inputs, spacing) if inputs.images or inputs.labels or inputs.convert else None
     parts = [read_transform(path) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])

@@ -43,14 +43,10 @@ logger = logging.getLogger(__name__)
 Case = dict[Hashable, Any]
 
 
-def record_failure(case: Mapping[Any, Any], error: BaseException | str) -> None:
-    """Write a case's error.json: one line for people, what it was made of, and the version."""
-    if isinstance(error, BaseException):
-        known = find_input_error(error) or describe_memory_error(error)
-        line = str(known or f"{type(error).__name__}: {error}")
-    else:
-        line = error
-    line = " ".join(line.split())
+def record_failure(case: Mapping[Any, Any], error: BaseException) -> None:
+    """Replace a case's results by its error.json: one line for people, what it was made of, and the version."""
+    known = find_input_error(error) or describe_memory_error(error)
+    line = " ".join(str(known or f"{type(error).__name__}: {error}").split())
     logger.error("case '%s' failed: %s", case["case"], line)
     content = {"case": case["case"], "error": line, "inputs": input_paths(case), "versions": versions()}
     folder = Path(case["case_dir"])

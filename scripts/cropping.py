@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import SpatialCrop, Transform, generate_spatial_bounding_box
-from torch import Tensor
 
 from .errors import InputError
+from .resampling import shift_affine
 from .transform_io import GridTransform, plain
 
 logger = logging.getLogger(__name__)
@@ -71,15 +71,10 @@ class CropToForegroundd(Transform):
             if box is None:
                 continue
             first, last = box
-            logger.info(
-                "crop: %s from %s to %s voxels",
-                key,
-                list(result[key].shape[1:]),
-                [b - a for a, b in zip(*box, strict=True)],
-            )
-            crop = SpatialCrop(roi_start=first, roi_end=last)
+            crop, whole = SpatialCrop(roi_start=first, roi_end=last), list(result[key].shape[1:])
             for name in (key, *(name for name in regions if name in result)):
                 result[name] = crop(result[name])
+            logger.info("crop: %s from %s to %s voxels", key, whole, list(result[key].shape[1:]))
         return result
 
 
@@ -120,11 +115,5 @@ def extend(transform: GridTransform, image: MetaTensor) -> GridTransform:
         low, high = ([int(0.9 * value) for value in side] for side in (low, high))  # far out in the air
     pads = [amount for axis in (2, 1, 0) for amount in (low[axis], high[axis])]
     ddf = F.pad(transform.ddf[None], pads, mode="replicate")[0]
-    shift = torch.tensor([-float(value) for value in low], dtype=torch.float64)
-    return GridTransform(ddf, _shifted(transform.fixed_affine, shift), _shifted(transform.moving_affine, shift))
-
-
-def _shifted(affine: Tensor, voxels: Tensor) -> Tensor:
-    shifted = affine.clone()
-    shifted[:3, 3] += affine[:3, :3] @ voxels
-    return shifted
+    first = [-value for value in low]
+    return GridTransform(ddf, shift_affine(transform.fixed_affine, first), shift_affine(transform.moving_affine, first))

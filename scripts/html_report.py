@@ -118,5 +118,6 @@ def _write(template: str, content: Mapping[str, Any], path: str | os.PathLike[st
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")  # inside <script>
     page = (TEMPLATES / template).read_text(encoding="utf-8")
     page = page.replace("/*STYLE*/", (TEMPLATES / "style.css").read_text(encoding="utf-8"), 1)
+    page = page.replace("/*COMMON*/", (TEMPLATES / "common.js").read_text(encoding="utf-8"), 1)
     with replacing(path) as temporary:
         temporary.write_text(page.replace("/*DATA*/", text, 1), encoding="utf-8")

@@ -40,8 +40,13 @@ def lps_geometry(affine_ras: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def to_itk_image(volume: Volume) -> Any:
     """Return the volume as an ``itk.Image[itk.F, 3]``."""
-    image = itk.image_from_array(np.ascontiguousarray(plain(volume.values).float().numpy().transpose(2, 1, 0)))
-    origin, spacing, direction = lps_geometry(volume.affine_ras)
+    return array_to_itk(plain(volume.values).float().numpy().transpose(2, 1, 0), volume.affine_ras)
+
+
+def array_to_itk(values: np.ndarray, affine_ras: Tensor) -> Any:
+    """Return an array (K, J, I) as an ITK image of its type on the grid of an affine (i, j, k) -> world RAS mm."""
+    image = itk.image_from_array(np.ascontiguousarray(values))
+    origin, spacing, direction = lps_geometry(affine_ras)
     image.SetOrigin(origin.tolist())
     image.SetSpacing(spacing.tolist())
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))

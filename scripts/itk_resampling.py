@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .itk_images import field_ras, lps_geometry
+from .itk_images import array_to_itk, field_ras, lps_geometry
 from .reading import VolumeReader
 from .resampling import cast
 from .transform_io import LPS_RAS
@@ -106,7 +106,7 @@ def _resample_array(
     values: np.ndarray, own: Grid, transform: Any, grid: Grid, interpolation: str, outside: float
 ) -> np.ndarray:
     """Resample an array (K, J, I) on its own grid; return (I, J, K) in its type."""
-    image = _itk_image(values.astype(_working_type(values, interpolation)), own)
+    image = array_to_itk(values.astype(_working_type(values, interpolation)), own.affine_ras)
     kind = type(image)
     resampler = itk.ResampleImageFilter[kind, kind].New()
     resampler.SetInput(image)
@@ -121,11 +121,7 @@ def _resample_array(
         interpolator.SetSigma([0.5 * float(value) for value in image.GetSpacing()])  # wider ones eat thin parts
         interpolator.SetAlpha(4.0)
         resampler.SetInterpolator(interpolator)
-    origin, spacing, direction = lps_geometry(grid.affine_ras)
-    resampler.SetSize([int(n) for n in grid.shape])
-    resampler.SetOutputOrigin(origin.tolist())
-    resampler.SetOutputSpacing(spacing.tolist())
-    resampler.SetOutputDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
+    _set_grid(resampler, grid)
     resampler.Update()
     return cast(itk.array_from_image(resampler.GetOutput()).transpose(2, 1, 0), values.dtype.name)
 
@@ -148,13 +144,13 @@ def _outside(outside: float, kind: Any) -> float | int:
     return int(outside) if itk.template(kind)[1][0] is itk.US else float(outside)
 
 
-def _itk_image(values: np.ndarray, grid: Grid) -> Any:
-    image = itk.image_from_array(np.ascontiguousarray(values))
+def _set_grid(filter_: Any, grid: Grid) -> None:
+    """Set the grid of an ITK filter's output."""
     origin, spacing, direction = lps_geometry(grid.affine_ras)
-    image.SetOrigin(origin.tolist())
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
-    return image
+    filter_.SetSize([int(n) for n in grid.shape])
+    filter_.SetOutputOrigin(origin.tolist())
+    filter_.SetOutputSpacing(spacing.tolist())
+    filter_.SetOutputDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
 
 
 def sample_transform(transform: Any, grid: Grid) -> Tensor:
@@ -162,11 +158,7 @@ def sample_transform(transform: Any, grid: Grid) -> Tensor:
     kind = itk.Image[itk.Vector[itk.F, 3], 3]
     sampler = itk.TransformToDisplacementFieldFilter[kind, itk.D].New()
     sampler.SetTransform(transform)
-    origin, spacing, direction = lps_geometry(grid.affine_ras)
-    sampler.SetSize([int(n) for n in grid.shape])
-    sampler.SetOutputOrigin(origin.tolist())
-    sampler.SetOutputSpacing(spacing.tolist())
-    sampler.SetOutputDirection(itk.matrix_from_array(np.ascontiguousarray(direction)))
+    _set_grid(sampler, grid)
     sampler.Update()
     field = itk.array_from_image(sampler.GetOutput())  # (K, J, I, 3)
     return field_ras(field.transpose(2, 1, 0, 3))

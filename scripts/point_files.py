@@ -58,14 +58,24 @@ def carry_points(path: str, carry: Carry, out: Path, landmark_space: str = "LPS"
     Raises:
         InputError: another ending, or a file that does not hold points.
     """
-    space = check_space(landmark_space)
-    if space == "VOXEL":
-        raise InputError("landmark_space voxel: voxel coordinates can't be carried; give points in world mm")
+    space = check_world(landmark_space)
     name = path.lower()
     for suffix, work in ((".fcsv", _fcsv), (".mrk.json", _markups), (".vtk", _vtk), (".csv", _csv)):
         if name.endswith(suffix):
             return work(path, carry, out, space)
     raise InputError(f"landmarks '{path}': give a file that ends in {', '.join(POINT_SUFFIXES)}")
+
+
+def check_world(landmark_space: str) -> str:
+    """Return "LPS" or "RAS".
+
+    Raises:
+        InputError: anything else.
+    """
+    space = check_space(landmark_space)
+    if space == "VOXEL":
+        raise InputError("landmark_space voxel: voxel coordinates can't be carried; give points in world mm")
+    return space
 
 
 def _in_space(points: Points, carry: Carry, space: str, path: str) -> Points:

@@ -22,7 +22,6 @@ import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import itk
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -32,6 +31,7 @@ from torch import Tensor
 from .errors import InputError
 from .image_pair import regrid_affine, shrink_image
 from .itk_images import Volume, to_itk_image
+from .linear_registration import as_kind, matrix_of, mutual_information, refine, rigid
 from .preprocessing import with_affine
 from .resampling import on_grid, warp_image
 from .transform_io import LPS_RAS, plain
@@ -41,16 +41,14 @@ logger = logging.getLogger(__name__)
 MODES = ("off", "auto", "rigid", "similarity", "affine")
 LONGEST = 40  # voxels along the longest axis of the images that are aligned
 REFINED = 3  # candidates
-LEAST_OVERLAP = 0.25
 WITHOUT_DEGREES = 15.0  # auto: smaller turns are left to the registration
-ITERATIONS = 120
 
 
 class Prealignment(NamedTuple):
     """Result of :func:`prealign`."""
 
-    matrix_ras: Tensor
-    """(4, 4) float64, fixed world -> moving world, RAS mm."""
+    matrix_ras: Tensor | None
+    """(4, 4) float64, fixed world -> moving world, RAS mm; None if no stage is needed."""
     description: str
     """What was done and why, for people."""
 
@@ -58,11 +56,12 @@ class Prealignment(NamedTuple):
 class Prealignd(Transform):
     """Align moving to fixed by a linear transform before the network sees them.
 
-    Adds ``prealign`` (text for the report) when something was done.
+    Adds ``prealign``, what was found and done as text for the report, unless the mode is "off".
 
     Args:
-        mode: "off"; "rigid", "similarity" or "affine"; "auto" decides from overlap and moments whether the starts that
-            the registration tries anyway are enough, and aligns (affine) if they are not.
+        mode: "off"; "rigid", "similarity" or "affine"; "auto" aligns (affine) if a rigid alignment, started from the
+            moments, turns the images by WITHOUT_DEGREES or more; the starts that the registration tries anyway cover
+            shifts and smaller turns.
         fixed_key: image (1, D, H, W) in [0, 1].
         moving_key: likewise.
         region_keys: masks and labels of the moving image, resampled with it (nearest).
@@ -88,8 +87,8 @@ class Prealignd(Transform):
             return result
         fixed, moving = result[self.fixed_key], result[self.moving_key]
         found = prealign(moving, fixed, self.mode)
-        result["prealign"] = "off" if found is None else found.description
-        if found is None:
+        result["prealign"] = found.description
+        if found.matrix_ras is None:
             return result
         affine = found.matrix_ras @ plain(fixed.affine).double()
         shape = fixed.shape[1:]
@@ -104,8 +103,8 @@ class Prealignd(Transform):
         return result
 
 
-def prealign(moving: MetaTensor, fixed: MetaTensor, mode: str) -> Prealignment | None:
-    """Return the linear transform between two images, or None if ``auto`` finds that none is needed.
+def prealign(moving: MetaTensor, fixed: MetaTensor, mode: str) -> Prealignment:
+    """Return the linear transform between two images; ``auto`` may find that none is needed.
 
     Args:
         moving: (1, D, H, W) in [0, 1] with its RAS affine.
@@ -116,30 +115,27 @@ def prealign(moving: MetaTensor, fixed: MetaTensor, mode: str) -> Prealignment |
     images = [to_itk_image(volume) for volume in small]
     masses = [_center_of_mass(volume) for volume in small]
     candidates = _candidates(*masses)
-    scores = {name: _information(images, matrix) for name, matrix in candidates.items()}
+    scores = {name: mutual_information(images, matrix) for name, matrix in candidates.items()}
     ranked = sorted(scores, key=lambda name: -scores[name])
     overlap = _overlap(small[0], small[1])
-    best: tuple[float, str, Any] | None = None
-    for name in ranked[:REFINED]:
-        transform = _refine(images, _rigid(candidates[name], masses[0]), levels=((2, 2.0), (1, 1.0)), first_step=1.0)
-        score = _information(images, _matrix(transform))
-        if best is None or score > best[0]:
-            best = (score, name, transform)
-    assert best is not None
-    _, name, transform = best
-    degrees = _turn_degrees(_matrix(transform))
+    coarse_to_fine = ((2, 2.0), (1, 1.0))
+    starts = [refine(images, rigid(candidates[name], masses[0]), coarse_to_fine, 1.0) for name in ranked[:REFINED]]
+    best = int(np.argmax([mutual_information(images, matrix_of(start)) for start in starts]))
+    name, transform = ranked[best], starts[best]
+    degrees = _turn_degrees(matrix_of(transform))
     reason = (
         f"overlap by the headers {overlap:.0%}, centers of mass {_distance(masses):.0f} mm apart, turned {degrees:.0f}°"
     )
     if mode == "auto":
         if degrees < WITHOUT_DEGREES:
-            logger.info("prealign auto: %s; the registration's own starts are enough", reason)
-            return None
+            description = f"off: {reason}; the registration's own starts are enough"
+            logger.info("prealign: %s", description)
+            return Prealignment(None, description)
         mode = "affine"
     for kind in {"rigid": ("rigid",), "similarity": ("similarity",), "affine": ("similarity", "affine")}[mode]:
         for first_step in (1.0, 0.2):  # steps that are too long lead away and are taken back
-            transform = _refine(images, _wider(transform, kind), levels=((2, 1.0), (1, 0.5)), first_step=first_step)
-    matrix_lps = torch.from_numpy(_matrix(transform))
+            transform = refine(images, as_kind(transform, kind), ((2, 1.0), (1, 0.5)), first_step)
+    matrix_lps = torch.from_numpy(matrix_of(transform))
     description = f"{mode} from {name} ({reason})"
     logger.info("prealign: %s", description)
     return Prealignment(LPS_RAS @ matrix_lps @ LPS_RAS, description)
@@ -211,104 +207,9 @@ def right_angle_turns() -> list[np.ndarray]:
     return sorted(turns, key=lambda turn: -np.trace(turn))
 
 
-def _metric(images: list[Any]) -> Any:
-    metric = itk.MattesMutualInformationImageToImageMetricv4[type(images[0]), type(images[1])].New()
-    metric.SetNumberOfHistogramBins(32)
-    metric.SetMaximumNumberOfWorkUnits(1)  # sums in one order: the same result each time
-    return metric
-
-
-def _information(images: list[Any], matrix: np.ndarray) -> float:
-    """Return the mutual information of the images where they overlap; less where they hardly do."""
-    metric = _metric(images)
-    metric.SetFixedImage(images[0])
-    metric.SetMovingImage(images[1])
-    metric.SetVirtualDomainFromImage(images[0])
-    metric.SetMovingTransform(_affine(matrix))
-    try:
-        metric.Initialize()
-        value = -float(metric.GetValue())
-    except RuntimeError:  # no overlap at all
-        return 0.0
-    size = np.prod(itk.size(images[0]))
-    return value * min(1.0, metric.GetNumberOfValidPoints() / size / LEAST_OVERLAP)
-
-
 def _turn_degrees(matrix: np.ndarray) -> float:
     return float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1, 1))))
 
 
 def _distance(points: Sequence[np.ndarray]) -> float:
     return float(np.linalg.norm(points[0] - points[1]))
-
-
-def _affine(matrix: np.ndarray, center: np.ndarray | None = None, kind: Any = None) -> Any:
-    transform = (kind or itk.AffineTransform[itk.D, 3]).New()
-    middle = np.zeros(3) if center is None else center
-    transform.SetCenter([float(v) for v in middle])
-    transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(matrix[:3, :3])))
-    offset = matrix[:3, 3] - middle + matrix[:3, :3] @ middle
-    transform.SetTranslation([float(v) for v in offset])
-    return transform
-
-
-def _rigid(matrix: np.ndarray, center: np.ndarray) -> Any:
-    return _affine(matrix, center, itk.VersorRigid3DTransform[itk.D])
-
-
-def _wider(transform: Any, kind: str) -> Any:
-    """Return a copy of a transform, as one with more freedom if asked for."""
-    targets = {
-        "rigid": itk.VersorRigid3DTransform[itk.D],
-        "similarity": itk.Similarity3DTransform[itk.D],
-        "affine": itk.AffineTransform[itk.D, 3],
-    }
-    return _affine(_matrix(transform), np.array(list(transform.GetCenter())), targets[kind])
-
-
-def _matrix(transform: Any) -> np.ndarray:
-    """Return a linear ITK transform as (4, 4)."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = itk.array_from_matrix(transform.GetMatrix())
-    matrix[:3, 3] = list(transform.GetOffset())
-    return matrix
-
-
-def _refine(images: list[Any], transform: Any, levels: tuple[tuple[int, float], ...], first_step: float) -> Any:
-    """Return a transform optimized for mutual information, or as it was if that found nothing better.
-
-    Args:
-        images: fixed and moving.
-        transform: start; changed.
-        levels: (shrink factor, blur in voxels), coarse to fine.
-        first_step: in voxels.
-    """
-    before = _matrix(transform)
-    metric = _metric(images)
-    optimizer = itk.RegularStepGradientDescentOptimizerv4[itk.D].New()
-    optimizer.SetNumberOfIterations(ITERATIONS)
-    optimizer.SetLearningRate(first_step * float(max(images[0].GetSpacing())))
-    optimizer.SetMinimumStepLength(0.005)
-    optimizer.SetRelaxationFactor(0.6)
-    optimizer.SetReturnBestParametersAndValue(True)
-    scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New()
-    scales.SetMetric(metric)
-    optimizer.SetScalesEstimator(scales)
-    registration = itk.ImageRegistrationMethodv4[type(images[0]), type(images[1])].New()
-    registration.SetFixedImage(images[0])
-    registration.SetMovingImage(images[1])
-    registration.SetMetric(metric)
-    registration.SetOptimizer(optimizer)
-    registration.SetInitialTransform(transform)
-    registration.InPlaceOn()
-    registration.SetNumberOfLevels(len(levels))
-    registration.SetShrinkFactorsPerLevel([factor for factor, _ in levels])
-    registration.SetSmoothingSigmasPerLevel([sigma for _, sigma in levels])
-    registration.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    try:
-        registration.Update()
-    except RuntimeError as error:  # the images moved apart
-        logger.info("prealign: a refinement stopped (%s)", str(error).splitlines()[-1])
-    if _information(images, _matrix(transform)) < _information(images, before):
-        return _affine(before, np.array(list(transform.GetCenter())), type(transform))
-    return transform

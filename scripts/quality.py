@@ -27,7 +27,6 @@ from torch import Tensor
 
 from .coordinates import extent, identity_grid, jacobian_determinant, resample_grid, sample
 from .image_pair import regrid_affine, shrink_image
-from .metrics import folding
 from .similarity import LNCC
 from .transform_io import GridTransform, plain
 
@@ -36,6 +35,7 @@ MAP_SIZE = 64  # voxels of the grid of maps and figures, along each axis
 COARSE_SIZE = 32
 VERDICTS = ("ok", "check", "failed")
 FAILED = 2.5  # times a limit
+MOST_LOST = 0.005  # of the similarity: images that were aligned already may lose that much
 
 
 class Limit(NamedTuple):
@@ -89,14 +89,14 @@ class AddQualityd(Transform):
         fixed, moving = (
             shrink_image(plain(data[f"{side}_image"])[None].float(), shape) for side in ("fixed", "moving")
         )
-        displacement = _normalized(forward, shape)
-        warped = sample(moving, identity_grid(shape) + displacement, "zeros")
+        points = identity_grid(shape) + _normalized(forward, shape)
+        warped = sample(moving, points, "zeros")
         same_contrast = self.similarity == "lncc" and data.get("fixed_modality") == data.get("moving_modality")
-        maps = quality_maps(forward, inverse, warped, fixed, data["moving"], same_contrast)
+        maps = quality_maps(forward, inverse, points, warped, fixed, data["moving"], same_contrast)
         figures: dict[str, Any] = {
             "coarse_dissimilarity": coarse_dissimilarity(warped, fixed) if same_contrast else None,
             **shape_figures(forward, data["moving"]),
-            "folding_percent": data.get("metrics", {}).get("folding_percent", folding(forward)),
+            "folding_percent": data["metrics"]["folding_percent"],
             **_inconsistency(maps.inconsistency_mm, forward),
         }
         terms = data.get("terms", {})
@@ -110,7 +110,7 @@ def verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``verdict`` (ok, check, failed), ``score`` (the largest figure over its limit) and ``reasons``.
 
     Args:
-        figures: by the names of :data:`LIMITS`; None is not judged. A negative ``similarity_gain`` fails.
+        figures: by the names of :data:`LIMITS`; None is not judged. A ``similarity_gain`` below -MOST_LOST fails.
     """
     ratios = {one.figure: figures[one.figure] / one.limit for one in LIMITS if _finite(figures.get(one.figure))}
     reasons = [one.text.format(figures[one.figure]) for one in LIMITS if ratios.get(one.figure, 0) > 1]
@@ -118,7 +118,7 @@ def verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
     gain = figures.get("similarity_gain")
     if gain is None or not math.isfinite(gain):
         score, reasons = max(score, 1.01), [*reasons, "the similarity could not be computed"]
-    elif gain < 0:
+    elif gain < -MOST_LOST:
         score, reasons = max(score, FAILED + 0.01), [*reasons, f"the images became less similar (by {-gain:.3f})"]
     name = VERDICTS[0 if score <= 1 else 1 if score <= FAILED else 2]
     return {"verdict": name, "score": score, "reasons": reasons}
@@ -159,6 +159,7 @@ def shape_figures(forward: GridTransform, moving: MetaTensor) -> dict[str, Any]:
 def quality_maps(
     forward: GridTransform,
     inverse: GridTransform | None,
+    points: Tensor,
     warped: Tensor,
     fixed: Tensor,
     moving: MetaTensor,
@@ -173,19 +174,19 @@ def quality_maps(
     Args:
         forward: the transform.
         inverse: its inverse, or None.
-        warped: moving image on the grid of the maps (1, 1, D, H, W).
+        points: the forward transform on the grid of the maps, normalized (1, 3, D, H, W).
+        warped: moving image on that grid (1, 1, D, H, W).
         fixed: likewise.
         moving: the moving image on its own grid.
         same_contrast: both images show tissue alike.
     """
     shape = tuple(fixed.shape[2:])
-    displacement, grid = _normalized(forward, shape), identity_grid(shape)
-    points = grid + displacement
+    grid = identity_grid(shape)
     affine = regrid_affine(forward.fixed_affine, forward.shape, shape)
     gap = torch.full_like(fixed, float("nan"))
     if inverse is not None:
         back = points + sample(_normalized(inverse, inverse.shape), points, "border")
-        axes = affine[:3, :3].float() * extent(displacement).view(1, 3)
+        axes = affine[:3, :3].float() * extent(grid).view(1, 3)
         gap = torch.linalg.vector_norm(torch.einsum("ab,nbdhw->nadhw", axes, back - grid), dim=1, keepdim=True)
         left = ((points < -0.5 / MAP_SIZE) | (points > 1 + 0.5 / MAP_SIZE)).any(dim=1, keepdim=True)
         gap = gap.masked_fill(left, float("nan"))
@@ -195,16 +196,13 @@ def quality_maps(
         confidence = torch.where(judged, correlation.clamp(0, 1), confidence)
     confidence = confidence * torch.exp(-((gap / (0.01 * _diagonal(forward))) ** 2)).nan_to_num(1.0)
     folded = torch.nn.functional.pad((jacobian_determinant(points) <= 0).float(), (0, 1, 0, 1, 0, 1))
-    return Maps(gap, confidence * (1 - folded) * _inside(forward, moving, shape), affine)
+    return Maps(gap, confidence * (1 - folded) * _inside(forward, points, moving), affine)
 
 
-def _inside(forward: GridTransform, moving: MetaTensor, shape: tuple[int, ...]) -> Tensor:
-    """Return 1 where a grid over the fixed field of view maps into the moving image, (1, 1, D, H, W)."""
-    displacement = _normalized(forward, shape)
+def _inside(forward: GridTransform, points: Tensor, moving: MetaTensor) -> Tensor:
+    """Return 1 where the forward transform's points (1, 3, D, H, W), normalized, lie in the moving image."""
     to_voxel = torch.linalg.inv(plain(moving.affine).double()) @ forward.moving_affine
-    voxels = (identity_grid(shape) + displacement).double() * (
-        torch.tensor(forward.shape, dtype=torch.float64).view(1, 3, 1, 1, 1) - 1
-    )
+    voxels = points.double() * (torch.tensor(forward.shape, dtype=torch.float64).view(1, 3, 1, 1, 1) - 1)
     voxels = torch.einsum("ab,nbdhw->nadhw", to_voxel[:3, :3], voxels) + to_voxel[:3, 3].view(1, 3, 1, 1, 1)
     size = torch.tensor(moving.shape[1:], dtype=torch.float64).view(1, 3, 1, 1, 1)
     return ((voxels >= -0.5) & (voxels <= size - 0.5)).all(dim=1, keepdim=True).float()

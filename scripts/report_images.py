@@ -99,14 +99,16 @@ def _volumes(data: Mapping[Any, Any], grid: ShownGrid) -> tuple[dict[str, np.nda
     forward: GridTransform = data["forward_transform"]
     fixed = on_grid(plain(data["fixed"])[None], plain(data["fixed"].affine), grid.shape, grid.affine_ras)
     shown = {"fixed": _scaled(fixed, data["fixed"])}
-    for name, transform in (("before", forward.without_displacement()), ("after", forward)):
-        low = float(data["moving"].min())
-        warped = warp_image(data["moving"], transform, grid.shape, grid.affine_ras, default=low)
+    start, field = (
+        displacement_field(transform, grid.shape, grid.affine_ras)
+        for transform in (forward.without_displacement(), forward)
+    )
+    low = float(data["moving"].min())
+    for name, displacement_mm in (("before", start), ("after", field)):
+        warped = warp_image(data["moving"], displacement_mm, grid.shape, grid.affine_ras, default=low)
         shown[name] = _scaled(warped, data["moving"])
-    field = displacement_field(forward, grid.shape, grid.affine_ras)
-    determinant = jacobian_determinant(field, grid.affine_ras).numpy()
-    start = displacement_field(forward.without_displacement(), grid.shape, grid.affine_ras)
-    determinant = determinant / max(1e-6, abs(float(jacobian_determinant(start, grid.affine_ras).mean())))
+    at_start, determinant = (jacobian_determinant(one, grid.affine_ras).numpy() for one in (start, field))
+    determinant = determinant / max(1e-6, abs(float(at_start.mean())))
     largest = max(1.25, float(np.quantile(np.abs(np.log2(np.clip(determinant, 0.05, 20))), 0.995)))
     log = np.log2(np.clip(determinant, 1e-3, None)) / largest
     shown["jacobian"] = np.where(determinant <= 0, 0.0, np.clip(0.5 + 0.5 * log, 0.01, 1))

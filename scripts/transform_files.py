@@ -135,12 +135,12 @@ def _composite(parts: Sequence[Any]) -> Any:
 
 
 def invert(transform: Any) -> Any:
-    """Return the inverse of a composite: exact for linear parts, by fixed-point iteration for displacement fields.
+    """Return the inverse of a composite: exact for linear parts, by :func:`invert_ddf` for displacement fields.
 
-    The inverse of a field lies on the field's own grid; points that the field carries out of it are not known there.
+    The inverse of a field lies on the field's own grid; its border's values go on outside.
 
     Raises:
-        InputError: a part has no inverse, or the iteration does not settle: the field folds.
+        InputError: a part has no inverse: a kind that ITK does not invert, or a field that folds.
     """
     return _composite([_invert_part(part) for part in reversed(flatten(transform))])
 

@@ -188,3 +188,9 @@ def test_results_that_do_not_stay_are_not_announced(tmp_path: Path, capsys: pyte
     assert "results in" not in capsys.readouterr().out
     register(pair["moving"], pair["fixed"], output_dir=tmp_path / "out", **QUICK)
     assert f"results in {tmp_path / 'out'}" in capsys.readouterr().out
+
+
+def test_images_that_are_aligned_already_are_not_called_a_failure(tmp_path: Path) -> None:
+    pair = write_known_pair(tmp_path / "data")
+    result = register(pair["fixed"], pair["fixed"], **QUICK)
+    assert result.verdict == "ok", result.report["quality"]["reasons"]

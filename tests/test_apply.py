@@ -283,7 +283,11 @@ def test_itk_reads_the_field_in_nifti_s_own_axes_as_what_it_is(pair: dict[str, s
 
 
 def test_a_wrong_spacing_or_space_is_refused_before_anything_is_written(pair: dict[str, str], tmp_path: Path) -> None:
-    for change, words in (({"spacing": [1, 0, 1]}, "spacing: give three"), ({"landmark_space": "MNI"}, "unknown")):
+    for change, words in (
+        ({"spacing": [1, 0, 1]}, "spacing: give three"),
+        ({"landmark_space": "MNI"}, "unknown"),
+        ({"landmark_space": "voxel"}, "can't be carried"),
+    ):
         with pytest.raises(RuntimeError) as caught:
             apply(
                 tmp_path / "out",

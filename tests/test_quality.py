@@ -68,6 +68,7 @@ def test_each_figure_alone_can_raise_a_doubt(figure: str) -> None:
 
 def test_a_similarity_that_fell_fails_and_one_that_is_unknown_is_checked() -> None:
     assert verdict({**GOOD, "similarity_gain": -0.01})["verdict"] == "failed"
+    assert verdict({**GOOD, "similarity_gain": -0.001})["verdict"] == "ok"  # aligned already
     assert verdict({**GOOD, "similarity_gain": None})["verdict"] == "check"
     assert verdict({**GOOD, "similarity_gain": float("nan")})["verdict"] == "check"
 
