@@ -132,7 +132,7 @@ def remaining_cases(
     """Return this process's cases that are not done yet.
 
     Done is a case with a report of the same registration (files, their sizes and times of change, settings, weights,
-    seed, version), all of its results, and no error.
+    seed, version) and all of its results; a failure removes them.
 
     Args:
         cases: all of the cohort.
@@ -156,7 +156,7 @@ def remaining_cases(
 
 def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None) -> bool:
     folder = Path(case["case_dir"])
-    if (folder / ERROR_NAME).exists() or not is_done(case, settings, weights):  # type: ignore[arg-type]
+    if not is_done(case, settings, weights):  # type: ignore[arg-type]
         return False
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     same_files = report.get("input_states") == file_states(input_paths(case))
