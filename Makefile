@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --no-build-isolation
 EXAMPLE := output/example
 MONAILABEL := .venv-monailabel
 MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
+TOOLS := .venv-tools
 
-.PHONY: demo test lint bench clean monailabel test-monailabel
+.PHONY: demo test lint bench clean monailabel test-monailabel lock audit licenses sbom
 
 demo: $(VENV)/.installed
 	$(PY) -m scripts.example_pair $(EXAMPLE)/pair
@@ -30,10 +32,12 @@ bench: $(VENV)/.installed-dev
 	$(PY) -m benchmarks.dev_pairs
 	$(PY) -m benchmarks.methods
 
-$(VENV)/.installed: requirements.txt constraints.txt
+# only files whose hashes are listed; what comes as source is built with what the first line installed
+$(VENV)/.installed: requirements.lock requirements-build.lock requirements-cuda.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
-	$(PIP) -r requirements.txt
+	$(PY) $(LOCKED) -r requirements-build.lock
+	$(PY) $(LOCKED) -r requirements.lock
+	if $(PY) -m supply_chain.cuda_build; then $(PY) $(LOCKED) -r requirements-cuda.lock; fi
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-reference.txt requirements-comparators.txt
@@ -53,6 +57,24 @@ $(MONAILABEL)/.installed: monailabel_app/requirements.txt monailabel_app/constra
 	test -x $(MONAILABEL)/bin/python || $(PYTHON) -m venv $(MONAILABEL)
 	$(MONAILABEL_PIP) torch==2.13.0
 	$(MONAILABEL_PIP) -r monailabel_app/requirements.txt
+	touch $@
+
+# what is installed: the locks anew, known vulnerabilities, licences, bill of materials; docs/security.md
+lock: $(TOOLS)/.installed
+	$(TOOLS)/bin/python -m supply_chain.lock
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/python -m supply_chain.audit
+
+licenses: $(VENV)/.installed
+	$(PY) -m supply_chain.licenses
+
+sbom: $(VENV)/.installed $(TOOLS)/.installed
+	$(TOOLS)/bin/python -m supply_chain.sbom $(PY)
+
+$(TOOLS)/.installed: supply_chain/tools.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(LOCKED) -r supply_chain/tools.lock
 	touch $@
 
 clean:
