@@ -32,10 +32,12 @@ bench: $(VENV)/.installed-dev
 	$(PY) -m benchmarks.dev_pairs
 	$(PY) -m benchmarks.methods
 
-# only files whose hashes are listed; what comes as source is built with what the first line installed
-$(VENV)/.installed: requirements.lock requirements-build.lock requirements-cuda.lock
+# Only files whose hashes are listed; what comes as source is built with what the first line installs. torch without CUDA
+# is taken where pip finds it (a folder or an index that pip's settings name), else PyPI's build, with what that needs.
+$(VENV)/.installed: requirements.lock requirements-build.lock requirements-cpu.lock requirements-cuda.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) $(LOCKED) -r requirements-build.lock
+	$(PY) $(LOCKED) -r requirements-cpu.lock 2>/dev/null || echo "torch comes from PyPI: no listed build without CUDA was found"
 	$(PY) $(LOCKED) -r requirements.lock
 	if $(PY) -m supply_chain.cuda_build; then $(PY) $(LOCKED) -r requirements-cuda.lock; fi
 	touch $@

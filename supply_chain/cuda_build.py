@@ -10,7 +10,7 @@
 # limitations under the License.
 """Tell whether the installed torch is a build with CUDA: exit status 0 if it needs requirements-cuda.lock, else 1.
 
-The build is told by what its metadata asks for, as torch with CUDA can't be imported before NVIDIA's libraries are there.
+Its metadata tells, by what it asks for: torch with CUDA can't be imported before NVIDIA's libraries are there.
 """
 
 from __future__ import annotations

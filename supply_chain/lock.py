@@ -26,7 +26,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import unquote
 
-from supply_chain.locks import BUILD_LOCK, CUDA_LOCK, DEMO_LOCK, ROOT, Pin, read_pins, write_pins
+from supply_chain.locks import BUILD_LOCK, CPU_LOCK, CUDA_LOCK, DEMO_LOCK, ROOT, Pin, read_pins, write_pins
 
 INDEX = "https://pypi.org/simple"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
@@ -78,7 +78,7 @@ def update_cpu_wheels(version: str, files: list[Path]) -> dict[str, str]:
             listed[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     changed = [name for name, digest in listed.items() if wheels.get(name, digest) != digest]
     if changed:
-        raise SystemExit(f"error: {changed[0]} is not the file that {CPU_WHEELS.name} lists; find out why before locking")
+        raise SystemExit(f"error: {changed[0]} differs from what {CPU_WHEELS.name} lists; find out why first")
     wheels |= listed
     text = "".join(f"{digest}  {name}\n" for name, digest in sorted(wheels.items()))
     CPU_WHEELS.write_text(f"# torch without CUDA, from {CPU_INDEX}, written by make lock\n{text}", encoding="utf-8")
@@ -88,18 +88,18 @@ def update_cpu_wheels(version: str, files: list[Path]) -> dict[str, str]:
 def main() -> None:
     """Write the locks."""
     parser = argparse.ArgumentParser(description="Make the locks anew from requirements.txt and constraints.txt.")
-    parser.add_argument("--cpu_wheel", type=Path, action="append", default=[], help="a torch wheel without CUDA, at hand")
+    parser.add_argument("--cpu_wheel", type=Path, action="append", default=[], help="a wheel of torch without CUDA")
     files = parser.parse_args().cpu_wheel
 
     pins = resolve(ROOT / "requirements.txt", ROOT / "constraints.txt")
     torch = pins["torch"]
-    pins["torch"] = torch._replace(
-        hashes=tuple(sorted({*torch.hashes, *update_cpu_wheels(torch.version, files).values()}))
-    )
+    cpu_hashes = tuple(sorted(update_cpu_wheels(torch.version, files).values()))
+    pins["torch"] = torch._replace(hashes=tuple(sorted({*torch.hashes, *cpu_hashes})))
     cuda = {name: pin for name, pin in pins.items() if _CUDA.fullmatch(name)}
-    made = "Made by make lock from requirements.txt and constraints.txt; the hashes are those of all files of a version.\n"
+    made = "Made by make lock from requirements.txt and constraints.txt, with the hashes of all files of a version.\n"
     note = "Installed with pip install --require-hashes --no-deps; docs/security.md says how."
     write_pins(DEMO_LOCK, [pin for name, pin in pins.items() if name not in cuda], made + note)
+    write_pins(CPU_LOCK, [torch._replace(version=f"{torch.version}+cpu", hashes=cpu_hashes)], f"{made}No CUDA. {note}")
     write_pins(CUDA_LOCK, cuda.values(), f"{made}Only for builds of torch with CUDA. {note}")
     write_pins(BUILD_LOCK, [pins[name] for name in BUILD], f"{made}Builds what comes as source. {note}")
     tools = resolve(ROOT / "supply_chain" / "tools.txt")

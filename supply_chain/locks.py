@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-DEMO_LOCK, CUDA_LOCK, BUILD_LOCK = (
-    ROOT / f"requirements{kind}.lock" for kind in ("", "-cuda", "-build")
-)  # of make demo, of torch's builds for CUDA, of packages that come as source
+DEMO_LOCK = ROOT / "requirements.lock"  # what make demo installs
+BUILD_LOCK = ROOT / "requirements-build.lock"  # builds packages that come as source
+CPU_LOCK = ROOT / "requirements-cpu.lock"  # torch without CUDA, where pip finds it
+CUDA_LOCK = ROOT / "requirements-cuda.lock"  # what builds of torch with CUDA need
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)(?:\s*;\s*(.+))?")
 
 
