@@ -12,9 +12,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import shlex
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -27,20 +25,15 @@ from scripts.checkpoint_files import first_names, read_checkpoint
 from scripts.errors import InputError, InputFileError
 from scripts.input_files import existing_path, is_absent
 from scripts.network import IdentityNetwork
+from scripts.published_weights import PUBLISHED_FILES, bundle_folder, check_unchanged, download_command, sha256_of
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "default"  # comes with the bundle
-PUBLISHED_FILES = {"unigradicon": "models/model.pt", "multigradicon": "models/multigradicon.pt"}
 MODEL_FILES = {DEFAULT_MODEL: "models/default.pt", **PUBLISHED_FILES}
 CHECKSUMS = "SHA256SUMS"  # beside a file of weights that comes with the bundle, as sha256sum writes it
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-def download_command(bundle_root: str | Path) -> str:
-    """Return the command that fetches the published weights into a bundle."""
-    return f"python -m monai.bundle download_large_files --bundle_path {shlex.quote(str(bundle_root))}"
 
 
 def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: str | Path = ".") -> Path | None:
@@ -61,20 +54,14 @@ def find_weights(model: str, ckpt_path: str | Path | None = None, bundle_root: s
         return None
     if model not in MODEL_FILES:
         raise InputError(f"model: expected one of none, {', '.join(MODEL_FILES)}, got '{model}'")
-    path = _bundle_folder(bundle_root) / MODEL_FILES[model]
+    path = bundle_folder(bundle_root) / MODEL_FILES[model]
     if model == DEFAULT_MODEL and not path.is_file():
         raise InputFileError(f"model: the default weights are not at {path}; restore them with: git checkout {path}")
     if not path.is_file():
         raise InputFileError(
-            f"model: the weights of {model} are not at {path}; fetch them with: {download_command(bundle_root)}"
+            f"model: the weights of {model} are not at {path}; fetch them with: {download_command(model, bundle_root)}"
         )
     return path
-
-
-def _bundle_folder(bundle_root: str | Path) -> Path:
-    """Return the bundle's folder; ``.``, the configs' default, means this bundle in whatever folder a command runs."""
-    folder = Path(bundle_root)
-    return Path(__file__).resolve().parents[1] if str(folder) == "." and not (folder / "configs").is_dir() else folder
 
 
 def describe_weights(path: str | Path | None = None, name: str | None = None) -> dict[str, str | None]:
@@ -94,8 +81,7 @@ def describe_weights(path: str | Path | None = None, name: str | None = None) ->
 @lru_cache(maxsize=8)
 def _sha256(path: Path, modified: int, size: int) -> str:
     """Hash a file; time and size only tell the cache when it changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def check_sum(path: Path) -> None:
@@ -146,14 +132,15 @@ def load_weights(
         logger.info(
             "model none: training-free mode, no network weights are used; the published weights, for model"
             " unigradicon or multigradicon, come with: %s",
-            download_command(bundle_root),
+            download_command("unigradicon", bundle_root),
         )
         return network.to(device).eval()
+    facts = describe_weights(path, None if ckpt_path else model)
+    check_unchanged(path, str(facts["sha256"]), None if ckpt_path else model, bundle_root)
     expected = network.state_dict()
     state = _complete_stage_1(read_checkpoint(path).state, expected)  # half precision becomes that of the network
     _check_fit(state, expected, path)
     network.load_state_dict(state)
-    facts = describe_weights(path, None if ckpt_path else model)
     logger.info("weights %s from %s, SHA-256 %s", facts["name"], facts["path"], facts["sha256"])
     return network.to(device).eval()
 
@@ -183,7 +170,7 @@ def start_weights(
         if required:
             raise InputError(
                 "fine-tuning needs weights to start from: give --init_ckpt FILE, --model default, or --model"
-                f" unigradicon (fetched with: {download_command(bundle_root)})"
+                f" unigradicon (fetched with: {download_command('unigradicon', bundle_root)})"
             )
         logger.info("training from nothing: the weights are random, the transform is the identity at first")
         return network.to(device)

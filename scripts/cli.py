@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
+
+from .published_weights import PUBLISHED_FILES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _TEXT = re.compile(
@@ -95,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
         given = re.findall(r"--[\w-]+", message)
         hints = [difflib.get_close_matches(word, _known_options(self), 1) for word in given]
         wrong = re.findall(r"invalid choice: '(\w+)'", message)
-        hints += [difflib.get_close_matches(word, [*COMMANDS, "report"], 1) for word in wrong]
+        hints += [difflib.get_close_matches(word, [*COMMANDS, "report", "download"], 1) for word in wrong]
         hint = next((f"; did you mean {close[0]}?" for close in hints if close), "")
         for word in given:
             if any(word.removeprefix("--") in command.positional for command in COMMANDS.values()):
@@ -144,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
         "report", help="make the table and the web page of results that lie in a folder", allow_abbrev=False
     )
     report.add_argument("output_dir", help="folder of a registration or a cohort")
+    download = commands.add_parser(
+        "download", help="download published weights; resumes, checks, notes their SHA-256", allow_abbrev=False
+    )
+    download.add_argument("model", choices=list(PUBLISHED_FILES), help="which weights, about 283 MB each")
+    download.add_argument("--bundle_root", default=".", help="folder that holds models/ [this bundle]")
     return parser
 
 
@@ -184,6 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .html_report import write_report_page
 
             write_report_page(given["output_dir"])
+        elif command == "download":
+            from .download import download
+
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            download(**given)
         else:
             from .workflow import run_workflow
 

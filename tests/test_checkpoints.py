@@ -32,6 +32,7 @@ from scripts.checkpoints import (
 )
 from scripts.errors import InputError, InputFileError
 from scripts.network import IdentityNetwork, RegistrationNetwork
+from scripts.published_weights import record_of, sha256_of
 from tests.networks import SMALL, published_state, random_network
 
 
@@ -120,7 +121,7 @@ def test_the_training_free_mode_says_how_to_get_weights(caplog: pytest.LogCaptur
         assert load_weights(network, "none", bundle_root="/some where") is network
     assert len(caplog.records) == 1
     assert "training-free" in caplog.text
-    assert "python -m monai.bundle download_large_files --bundle_path '/some where'" in caplog.text
+    assert "scripts download unigradicon --bundle_root '/some where'" in caplog.text
 
 
 def test_own_weights_win_over_the_model(tmp_path: Path) -> None:
@@ -132,8 +133,8 @@ def test_own_weights_win_over_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("unigradicon",), r"model\.pt; fetch them with: python -m monai\.bundle download_large_files --bundle_path "),
-        (("multigradicon",), r"multigradicon\.pt; fetch them with: python -m monai\.bundle download_large_files"),
+        (("unigradicon",), r"model\.pt; fetch them with: python .+ download unigradicon --bundle_root "),
+        (("multigradicon",), r"multigradicon\.pt; fetch them with: python .+ download multigradicon"),
         (("none", "absent.pt"), "ckpt_path: 'absent.pt' does not exist; give an existing file"),
     ],
 )
@@ -237,6 +238,18 @@ def test_default_weights_that_changed_are_refused(tmp_path: Path) -> None:
     (bundle / "models" / CHECKSUMS).unlink()
     with pytest.raises(InputFileError, match="SHA256SUMS says None"):
         load_weights(fresh(), "default", bundle_root=bundle)
+
+
+def test_published_weights_that_changed_since_their_download_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    path = save(random_network().state_dict(), tmp_path, MODEL_FILES["unigradicon"])
+    record_of(path).write_text(f"{sha256_of(path)}  model.pt\n")
+    load_weights(fresh(), "unigradicon", bundle_root=tmp_path)
+    save(random_network(seed=1).state_dict(), tmp_path, MODEL_FILES["unigradicon"])
+    with pytest.raises(InputFileError, match=r"was changed since .*fetch it again with: python .*download unigradicon"):
+        load_weights(fresh(), "unigradicon", bundle_root=tmp_path)
+    with pytest.raises(InputFileError, match=r"was changed since .*or remove model\.pt\.sha256 if the change is yours"):
+        load_weights(fresh(), "none", path)
 
 
 def test_missing_default_weights_are_named(tmp_path: Path) -> None:

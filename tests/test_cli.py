@@ -86,7 +86,7 @@ def test_the_command_registers_from_another_folder(bundle_root: Path, tmp_path: 
     ("words", "message"),
     [
         (["--fixd", "a.nii.gz"], "error: unknown option --fixd, did you mean 'fixed'?"),
-        (["--model", "unigradicon"], "download_large_files --bundle_path"),
+        (["--model", "unigradicon"], "scripts download unigradicon"),
         (["--network_shape", "[40000,40000,40000]"], "error: out of memory ("),
         (["--preset", "quick"], "error: preset: expected one of fast, default, accurate, got 'quick'"),
     ],

@@ -148,7 +148,7 @@ def test_finetuning_starts_from_a_published_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r".") as error:
         train(tmp_path / "other", configs, model="none", **options)
     assert "--init_ckpt" in refused(error)
-    assert "download_large_files" in refused(error)
+    assert "download unigradicon" in refused(error)
 
 
 def test_finetuning_takes_shape_and_widths_from_the_weights(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_missing_weights_and_a_run_that_exists_are_named_before_images_are_read(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").touch()
     for folder, options, words in (
-        ("other", {"model": "unigradicon", "bundle_root": str(tmp_path)}, "download_large_files"),
+        ("other", {"model": "unigradicon", "bundle_root": str(tmp_path)}, "download unigradicon --bundle_root"),
         ("run", {}, "--resume True"),
     ):
         with pytest.raises(Exception, match=r".") as error:
