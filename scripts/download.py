@@ -56,7 +56,7 @@ def read_source(model: str, bundle: Path) -> Source:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"]
         entry = next(entry for entry in entries if entry["path"] == PUBLISHED_FILES[model])
-        source = Source(entry["url"], entry.get("hash_val") or "", entry.get("hash_type") or "sha256")
+        source = Source(str(entry["url"]), entry.get("hash_val") or "", entry.get("hash_type") or "sha256")
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise InputFileError(
             f"{path} does not list {PUBLISHED_FILES[model]} with a url; fetch the repository again"

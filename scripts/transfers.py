@@ -119,7 +119,9 @@ def _open(url: str, have: int, validator: str, context: ssl.SSLContext | None) -
             error.close()
             raise _ChangedError from error
         raise InputError(f"download: {_site(error.url)} answers {error.code} {error.reason} for {url}") from error
-    except (OSError, http.client.HTTPException) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a Location that is no URL
         reason = getattr(error, "reason", None) or error
         raise InputError(f"download: {url} can't be reached ({reason}); check the network or the proxy") from error
 

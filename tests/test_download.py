@@ -219,6 +219,13 @@ def test_a_redirect_to_another_scheme_is_refused(
     assert not names(root)
 
 
+def test_a_redirect_to_no_url_is_one_line(tmp_path: Path, server: Server, context: ssl.SSLContext) -> None:
+    server.redirect = "https://[::1/weights.trch"
+    root = bundle(tmp_path, server.url.replace("weights.trch", "moved"))
+    with pytest.raises(InputError, match="can't be reached"):
+        download("unigradicon", root, context)
+
+
 def test_a_redirect_to_https_is_followed_and_resumed(tmp_path: Path, server: Server, context: ssl.SSLContext) -> None:
     server.redirect = server.url
     root = bundle(tmp_path, server.url.replace("weights.trch", "moved"))
