@@ -39,7 +39,7 @@ from supply_chain.locks import (
 from supply_chain.sbom import SBOM, keep_locked
 
 LOCKS = (DEMO_LOCK, BUILD_LOCK, CPU_LOCK, CUDA_LOCK, DEMO_LOCK.parent / "supply_chain" / "tools.lock")
-LOCAL = re.compile(r"file:|(?<![\w/.:-])/(home|root|opt|tmp|usr|var|work)/", re.IGNORECASE)
+LOCAL = re.compile(r"file:|(?<![\w/.:-])/(home|root|opt|tmp|usr|var)/", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
