@@ -78,13 +78,26 @@ def list_series(folder: str) -> list[Series]:
 def _series(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
     slices = []
     for path, header in files:
-        position = tuple(float(v) for v in header.get("ImagePositionPatient") or (0, 0, 0))
-        orientation = tuple(float(v) for v in header.get("ImageOrientationPatient") or (1, 0, 0, 0, 1, 0))
+        position = _numbers(path, header, "ImagePositionPatient", (0, 0, 0))
+        orientation = _numbers(path, header, "ImageOrientationPatient", (1, 0, 0, 0, 1, 0))
         slices.append(Slice(path, (position[0], position[1], position[2]), orientation))
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
     slices.sort(key=lambda one: (float(np.dot(normal, one.position)), one.path))
     first = files[0][1]
     return Series(uid, str(first.get("SeriesDescription", "")), str(first.get("Modality", "?")), tuple(slices))
+
+
+def _numbers(path: str, header: Any, tag: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the numbers of a tag, or the default where it is absent or empty."""
+    try:
+        values = tuple(float(value) for value in header.get(tag) or default)
+    except (ValueError, TypeError):
+        values = ()
+    if len(values) != len(default) or not np.isfinite(values).all():
+        raise InputFileError(
+            f"'{path}': {tag} must be {len(default)} numbers, got '{header[tag].value}'; repair or remove the slice"
+        )
+    return values
 
 
 def choose_series(folder: str, uid: str | None = None) -> Series:

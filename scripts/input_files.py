@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, InputFileError
+from .file_form import check_regular
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
 
@@ -61,6 +62,10 @@ def existing_path(option: str, value: Any, base: Path) -> str:
     folder_allowed = not option.endswith(("landmarks", "datalist", "ckpt_path", "init_ckpt"))
     if path.is_dir() and not folder_allowed:
         raise InputFileError(f"{option}: '{path}' is a folder; give a file")
+    try:
+        check_regular(str(path))  # before it is opened: a pipe would never answer
+    except InputFileError as error:
+        raise InputFileError(f"{option}: {error}") from error
     try:
         if path.is_dir():
             os.listdir(path)

@@ -17,6 +17,7 @@ are written (ITK and nibabel disagree on some NIfTI headers). Inputs are only ev
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from monai.transforms import LoadImage, MapTransform
 
 from .dicom_series import choose_series, gaps_mm, read_series
 from .errors import InputError, InputFileError
-from .nifti import GzipFile
+from .file_form import check_claim, check_complete, check_nrrd, check_regular, lost_intercept, nifti_header
 
 logger = logging.getLogger(__name__)
 # MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
@@ -41,6 +42,8 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
 # what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along
+_UNWRAPPED_NIFTI = {256: "int8", 1024: "int64", 1280: "uint64"}
+_READ_AS = {"char": "SS", **dict.fromkeys(("long", "unsigned_long", "long_long", "unsigned_long_long"), "D")}
 KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
 
 
@@ -64,80 +67,73 @@ def read_header(path: str, series: str | None = None) -> Header:
     Raises:
         InputFileError: no reader knows the file, or the header is damaged; the message starts with the path.
     """
+    check_regular(path)
     files = [path]
     if Path(path).is_dir():
         chosen = choose_series(path, series)
         gaps_mm(path, chosen)
         files = [one.path for one in chosen.slices]
-    image_io = itk.ImageIOFactory.CreateImageIO(files[0], itk.CommonEnums.IOFileMode_ReadMode)
-    if image_io is None:
-        raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
-    image_io.SetFileName(files[0])
-    try:
-        image_io.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    image_io = _open(path, files[0])
     count = image_io.GetNumberOfDimensions()
     shape = [int(image_io.GetDimensions(axis)) for axis in range(count)]
     if len(files) > 1:
         shape[2:] = [len(files)]
+    components = int(image_io.GetNumberOfComponents())
+    check_claim(path, tuple(shape), components * int(image_io.GetComponentSize()))
     return Header(
         shape=tuple(shape),
         spacing=tuple(float(image_io.GetSpacing(axis)) for axis in range(count)),
         direction=np.array([image_io.GetDirection(axis) for axis in range(count)]).T,
-        components=int(image_io.GetNumberOfComponents()),
+        components=components,
     )
 
 
-def check_complete(path: str) -> None:
-    """Refuse a NIfTI or compressed file that is cut off or damaged: ITK takes missing voxels of NIfTI for zeros.
-
-    Raises:
-        InputFileError: naming the file.
-    """
-    name = path.lower()
-    if name.endswith(".gz"):
-        _length(path)
-    if not name.endswith((".nii", ".nii.gz", ".hdr", ".img", ".img.gz")):
-        return
+def _open(path: str, file: str) -> Any:
+    """Return ITK's reader of a file, with the header read."""
+    check_nrrd(file)
     try:
-        image: Any = nib.load(path)
-        header, voxels = image.header, str(image.file_map["image"].filename or path)  # .hdr has them in .img
-        size = int(np.prod(header.get_data_shape(), dtype=object)) * header.get_data_dtype().itemsize
-        needed = int(header.get_data_offset()) + size
-    except Exception:  # of many kinds; ITK has the last word on headers
-        return
-    length = _length(voxels)
-    if length < needed:
-        raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed}; copy it again")
-
-
-def _length(path: str) -> int:
-    """Return the number of bytes of a file, uncompressed."""
-    if not path.lower().endswith(".gz"):
-        return Path(path).stat().st_size
-    try:
-        return _uncompressed_length(path)
-    except Exception as error:  # the compressors raise several kinds of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputFileError(f"'{path}' is cut off or damaged ({reason}); copy it again") from error
-
-
-def _uncompressed_length(path: str) -> int:
-    length = 0
-    with GzipFile(path, "rb") as stream:
-        while part := stream.read(2**22):
-            length += len(part)
-    return length
+        image_io = itk.ImageIOFactory.CreateImageIO(file, itk.CommonEnums.IOFileMode_ReadMode)
+        if image_io is None:
+            raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
+        image_io.SetFileName(file)
+        image_io.ReadImageInformation()
+    except (RuntimeError, TypeError) as error:
+        raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    return image_io
 
 
 def itk_reason(error: Exception) -> str:
     """Return ITK's message without source file and line, as one line."""
-    text = str(error).split("ITK ERROR:")[-1].split()
-    reason = " ".join(text)
+    text = str(error).split("ITK ERROR:")[-1]
+    reason = " ".join(re.sub(r"^\S+:\d+ \(.*?\):", "", text).split())[:500] or type(error).__name__
     if "orthonormal" in reason:
         return "its affine has a shear, a zero spacing or no inverse; resample it, or repair its header (sform)"
     return reason
+
+
+def read_file(path: str) -> Any:
+    """Read an image file, of any number of dimensions, into an ITK image.
+
+    Raises:
+        InputFileError: it is cut off or damaged.
+    """
+    check_regular(path)
+    check_complete(path)
+    image_io = _open(path, path)
+    component = image_io.GetComponentTypeAsString(image_io.GetComponentType())
+    # ITK for Python has no images of these types; float64 holds what the checks of labels let pass
+    pixel = getattr(itk, _READ_AS.get(component, ""), None) if image_io.GetNumberOfComponents() == 1 else None
+    try:
+        image = itk.imread(path) if pixel is None else itk.imread(path, pixel)
+    except MemoryError:
+        raise
+    except Exception as error:  # of many kinds: the library's, and those of its wrapping
+        raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    added = lost_intercept(path)
+    if added:
+        values = itk.array_view_from_image(image)  # floats: ITK has scaled them
+        values -= values.dtype.type(added)
+    return image
 
 
 class VolumeReader(ITKReader):
@@ -155,16 +151,16 @@ class VolumeReader(ITKReader):
     def read(self, data: Any, **kwargs: Any) -> Any:
         """Read one file or one DICOM series of a folder into an ITK image."""
         path = str(data[0] if isinstance(data, (tuple, list)) else data)
+        if not Path(path).is_dir():
+            return read_file(path)
         try:
-            if not Path(path).is_dir():
-                check_complete(path)
-                return itk.imread(path)
             return read_series(path, self.series)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
         """Return the voxels (I, J, K), a copy, and the few header entries that are used later."""
+        img.SetMetaDataDictionary(itk.MetaDataDictionary())  # patient data, or bytes that are no text
         array, meta = super().get_data(img)
         if len(img.GetSpacing()) == 4:
             array = array[..., self.frame or 0]
@@ -200,8 +196,17 @@ class LoadVolumesd(MapTransform):
                 result[key] = self.loader(path, reader=VolumeReader(frame, result.get(f"{key}_series")))
             except InputError as error:
                 raise type(error)(f"{key}: {error}") from error
+            result[key].meta["original_dtype"] = _dtype_on_disk(path) or result[key].meta["original_dtype"]
             result[key].meta["hidden_non_finite"] = count_hidden_non_finite(path, frame)
         return result
+
+
+def _dtype_on_disk(path: str) -> str | None:
+    """Return the type of a NIfTI file that ITK for Python reads as another one, or None."""
+    header = nifti_header(path)
+    name = None if header is None else _UNWRAPPED_NIFTI.get(int(header["datatype"]))
+    is_scaled = header is not None and float(header["scl_slope"]) not in (0, 1) and np.isfinite(header["scl_slope"])
+    return None if is_scaled else name
 
 
 def count_hidden_non_finite(path: str, frame: int | None = None) -> int:
@@ -213,11 +218,13 @@ def count_hidden_non_finite(path: str, frame: int | None = None) -> int:
         return 0
     try:
         image: Any = nib.load(path)
-    except nib.filebasedimages.ImageFileError:  # ITK read it: a MetaImage or Analyze file of that name, say
+        if image.get_data_dtype().kind != "f":
+            return 0
+        values = np.asanyarray(image.dataobj)
+    except (
+        Exception
+    ):  # of many kinds. ITK read it: a MetaImage of that name, say, or with a header that nibabel refuses
         return 0
-    if image.get_data_dtype().kind != "f":
-        return 0
-    values = np.asanyarray(image.dataobj)
     values = values[..., frame or 0] if values.ndim == 4 else values
     return int(values.size - np.count_nonzero(np.isfinite(values)))
 

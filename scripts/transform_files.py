@@ -25,7 +25,7 @@ import torch
 
 from .coordinates import extent, identity_grid, jacobian_determinant, sample
 from .errors import InputError, InputFileError
-from .reading import check_complete, itk_reason
+from .reading import itk_reason, read_file
 
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".mat", ".txt", ".tfm")
 FIELD_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -80,8 +80,7 @@ def _refuse_flirt(path: str) -> None:
 
 def _read_field(path: str) -> Any:
     try:
-        check_complete(path)
-        image = itk.imread(path)
+        image = read_file(path)
     except RuntimeError as error:
         raise InputFileError(f"transform '{path}' can't be read: {itk_reason(error)}") from error
     if image.GetImageDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:

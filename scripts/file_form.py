@@ -1,0 +1,188 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Is a file of voxels whole, and what its header says: checked before memory is taken for it.
+
+ITK takes missing voxels of NIfTI for zeros, waits for ever at a pipe, and allocates whatever a header claims.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+
+from .errors import InputFileError
+from .memory import available_memory
+from .nifti import GzipFile
+
+NIFTI_DATA = 352  # bytes before the voxels of a single NIfTI file, at least
+LONGEST_FIELD = 500  # of an NRRD header, characters
+MOST_SHRUNK = 1100  # zlib makes data smaller by up to 1032 times
+_HEADER_BYTES = 65536
+_DATA_FILE = re.compile(rb"(?im)^(?:data[ ]?file:|ElementDataFile\s*=)[ \t]*([^\r\n]*)")
+
+
+def check_regular(path: str) -> None:
+    """Refuse pipes, devices and sockets, which never end, also as the file that a header names for its voxels.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    for name in (path, *_data_files(path)):
+        try:
+            mode = Path(name).stat().st_mode
+        except OSError as error:
+            where = "" if name == path else f", where the header of '{path}' says its voxels are,"
+            raise InputFileError(f"'{name}'{where} can't be read ({error.strerror}); give an existing file") from error
+        if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and name == path)):
+            where = "" if name == path else f", where the header of '{path}' says its voxels are,"
+            raise InputFileError(f"'{name}'{where} is a pipe, a device or a folder, not a file; give a file")
+
+
+def _data_files(path: str) -> Iterator[str]:
+    """Yield the files in which the voxels of an NRRD or MetaImage header lie, where it names single ones."""
+    if not path.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd")) or not Path(path).is_file():
+        return
+    with open(path, "rb") as file:
+        found = _DATA_FILE.search(file.read(_HEADER_BYTES))
+    if found is None:
+        return
+    named = found[1].decode("utf-8", "replace").strip()
+    if "%" not in named and not re.fullmatch(r"(?i)LOCAL|LIST.*|", named):  # patterns and lists are ITK's to read
+        yield str(Path(path).parent / named)
+
+
+def check_nrrd(path: str) -> None:
+    """Refuse NRRD fields so long that ITK's library would write beyond the buffer of its error message.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    if not path.lower().endswith((".nrrd", ".nhdr")):
+        return
+    with open(path, "rb") as file:
+        header = file.read(_HEADER_BYTES).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+    for line in header.splitlines():
+        if len(line) > LONGEST_FIELD and not line.startswith(b"#") and b":=" not in line:
+            raise InputFileError(f"'{path}' is no NRRD file: its header has a field of {len(line)} characters")
+
+
+def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None:
+    """Refuse a header that claims more than its file can hold, or than there is memory for.
+
+    Args:
+        path: file or folder.
+        shape: voxels along each axis.
+        bytes_per_voxel: of the type in the file.
+
+    Raises:
+        InputFileError: naming the file, what it claims, and what there is.
+    """
+    size, voxels = " x ".join(str(count) for count in shape), int(np.prod(shape, dtype=object))
+    needed = voxels * (bytes_per_voxel + np.dtype(np.float32).itemsize)  # as it is read, and as it is worked with
+    free = available_memory()
+    if needed > free:
+        raise InputFileError(
+            f"'{path}' says it has {size} voxels, which need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f}"
+            " GiB are free; repair its header, or crop or resample it"
+        )
+    if Path(path).is_file() and path.lower().endswith((".nrrd", ".mha")):
+        held = Path(path).stat().st_size
+        with open(path, "rb") as file:
+            doubly_packed = b"bz" in file.read(_HEADER_BYTES).lower()
+        if voxels * bytes_per_voxel > MOST_SHRUNK * held and not doubly_packed:
+            raise InputFileError(f"'{path}' says it has {size} voxels, but has only {held} bytes; copy it again")
+
+
+def check_complete(path: str) -> None:
+    """Refuse a NIfTI or compressed file that is cut off or damaged, or whose voxels begin inside the header.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    if path.lower().endswith(".gz"):
+        _length(path)
+    header = nifti_header(path)
+    if header is None:
+        return
+    begins, voxels = float(header["vox_offset"]), path
+    if header["magic"].item().startswith(b"n+") and not begins >= NIFTI_DATA:  # each reader begins elsewhere then
+        raise InputFileError(
+            f"'{path}' says that its voxels begin at byte {begins:g}, inside its header; repair vox_offset, which is"
+            f" {NIFTI_DATA} or more"
+        )
+    if path.lower().endswith(".hdr"):  # they lie beside it
+        voxels = next(
+            (str(found) for end in (".img", ".img.gz") if (found := Path(path).with_suffix(end)).exists()), ""
+        )
+        if not voxels:
+            raise InputFileError(f"'{path}' has no .img file beside it, in which its voxels are; copy that one, too")
+    dims = [int(size) for size in header["dim"]]
+    count = int(np.prod([max(size, 1) for size in dims[1 : dims[0] + 1]], dtype=object))
+    needed = begins + count * int(header["bitpix"]) // 8
+    length = _length(voxels)
+    if length < needed:
+        raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed:g}; copy it again")
+
+
+def nifti_header(path: str) -> Any:
+    """Return the header of a NIfTI or Analyze file as it is written, unchecked, or None for other files.
+
+    nibabel's ``load`` takes scaling and offset out of it, and repairs some of it.
+    """
+    if not path.lower().endswith((".nii", ".nii.gz", ".hdr")):
+        return None
+    try:
+        with ImageOpener(path) as file:
+            start = file.read(540)
+    except (OSError, EOFError, zlib.error):  # told by check_complete, or by ITK
+        return None
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        size = kind.sizeof_hdr
+        for order in "<>":
+            if len(start) >= size and int.from_bytes(start[:4], "little" if order == "<" else "big") == size:
+                return kind(start[:size], endianness=order, check=False)
+    return None
+
+
+def _length(path: str) -> int:
+    """Return the number of bytes of a file, uncompressed."""
+    if not path.lower().endswith(".gz"):
+        return Path(path).stat().st_size
+    try:
+        return _uncompressed_length(path)
+    except Exception as error:  # the compressors raise several kinds of their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputFileError(f"'{path}' is cut off or damaged ({reason}); copy it again") from error
+
+
+def _uncompressed_length(path: str) -> int:
+    length = 0
+    with GzipFile(path, "rb") as stream:
+        while part := stream.read(2**22):
+            length += len(part)
+    return length
+
+
+def lost_intercept(path: str) -> float:
+    """Return what ITK adds to the voxels of a NIfTI file though its slope is 0, which says that nothing is scaled."""
+    header = nifti_header(path)
+    if header is None or "scl_inter" not in header or float(header["scl_slope"]) != 0:
+        return 0.0
+    intercept = float(header["scl_inter"])
+    return intercept if np.isfinite(intercept) else 0.0
