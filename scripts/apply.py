@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import itk
 
-from .atomic import replacing
 from .errors import InputError
 from .field_formats import FSL_NAME, WRITERS, check_format, convert_field
 from .input_files import check_output_dir, existing_path, is_absent, stem
@@ -37,9 +36,11 @@ from .itk_resampling import (
     with_spacing,
 )
 from .nifti import write_nifti
+from .output_lock import alone_in
 from .point_files import POINT_SUFFIXES, carrier, carry_points, check_world
 from .reading import read_header
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
+from .transform_io import write_itk
 
 logger = logging.getLogger(__name__)
 
@@ -197,10 +198,29 @@ def apply_transforms(
     grid = _grid(inputs, spacing) if inputs.images or inputs.labels or inputs.convert else None
     parts = [read_transform(path) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
+    with alone_in(inputs.output_dir):
+        written = _write_all(
+            inputs, transform, grid, interpolation, label_interpolation, outside, landmark_space, save_transform
+        )
+    for result in written:
+        print(f"wrote {result}")
+    return written
+
+
+def _write_all(
+    inputs: Inputs,
+    transform: Any,
+    grid: Grid | None,
+    interpolation: str,
+    label_interpolation: str,
+    outside: float,
+    landmark_space: str,
+    save_transform: bool,
+) -> list[Path]:
+    """Write what :func:`apply_transforms` is asked for and return the files."""
     folder, written = inputs.output_dir, list[Path]()
     if save_transform:
-        with replacing(folder / TRANSFORM_NAME) as temporary:
-            itk.transformwrite([transform], str(temporary))
+        write_itk(transform, folder / TRANSFORM_NAME)
         written.append(folder / TRANSFORM_NAME)
     for path in inputs.landmarks:
         count = carry_points(path, carrier(transform), folder / output_name(path), landmark_space)
@@ -222,8 +242,6 @@ def apply_transforms(
             moving = None if inputs.moving is None else grid_of(read_itk(inputs.moving))
             files = [convert_field(name, displacement, grid.affine_ras, folder, moving) for name in inputs.convert]
             written.extend(folder / name for name in files)
-    for result in written:
-        print(f"wrote {result}")
     return written
 
 

@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +47,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def reserve(path: str | os.PathLike[str], size: int) -> None:
+    """Make a file of a size, so that a library that can't tell a full disk may write it.
+
+    Args:
+        path: the file; what it holds is lost.
+        size: bytes.
+
+    Raises:
+        OSError: there is no room, or no permission.
+    """
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(Path(path).parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def remove(path: str | os.PathLike[str]) -> None:
     """Remove a file or a folder of results if it is there.
 
@@ -57,6 +76,26 @@ def remove(path: str | os.PathLike[str]) -> None:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error.strerror or error) from error
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left half written in a folder."""
+    for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
+        temporary = re.match(r"\.(\d+)\.", path.name)  # of `replacing` and of scripts.dicom_output
+        if temporary and not _runs(int(temporary[1])):
+            with suppress(InputError):
+                remove(path)
+
+
+def _runs(process: int) -> bool:
+    """Tell whether another process of this number is at work."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
 
 
 def unwritable(path: str | os.PathLike[str], reason: object) -> InputError:

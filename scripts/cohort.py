@@ -18,11 +18,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +29,11 @@ from monai.transforms import Transform
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from .atomic import remove
+from .atomic import remove, sweep
 from .datasets import ERROR_NAME, OUTPUT_NAMES
 from .errors import InputError, describe_memory_error, find_input_error
 from .evaluation import is_done
+from .output_lock import alone_in
 from .overlap import InBackground
 from .report import file_states, input_paths, versions, write_report
 
@@ -163,30 +162,14 @@ def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, 
     return same_files and report.get("seed") == seed and all((folder / name).exists() for name in report["outputs"])
 
 
-def sweep(cases: Sequence[Case]) -> None:
-    """Remove what a killed run left half written in the folders of cases."""
-    for case in cases:
-        folder = Path(case["case_dir"])
-        for path in folder.iterdir() if folder.is_dir() else ():
-            temporary = re.match(r"\.(\d+)\.", path.name)  # of scripts.atomic and scripts.dicom_output
-            if temporary and not _runs(int(temporary[1])):
-                with suppress(InputError):
-                    remove(path)
-
-
-def _runs(process: int) -> bool:
-    """Tell whether another process of this number is at work."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return process != os.getpid()
-
-
 def run_cohort(
-    evaluator: Any, queue: CaseQueue, postprocessing: InBackground, cases: Sequence[Case], progress: bool = True
+    evaluator: Any,
+    queue: CaseQueue,
+    postprocessing: InBackground,
+    cases: Sequence[Case],
+    output_dir: str | os.PathLike[str],
+    progress: bool = True,
+    rank: int = 0,
 ) -> None:
     """Run an evaluator over a :class:`CaseQueue` to its last case, whatever fails on the way.
 
@@ -195,10 +178,21 @@ def run_cohort(
         queue: the dataset of its loader.
         postprocessing: its postprocessing.
         cases: of the queue.
+        output_dir: of the cohort; other runs are kept out of it.
         progress: show a bar.
+        rank: of this process among those that share the cases.
+
+    Raises:
+        InputError: another run works in ``output_dir``.
     """
-    sweep(cases)
-    bar = tqdm(total=len(cases), unit="pair", disable=not progress)
+    with alone_in(output_dir, rank):
+        for case in cases:
+            sweep(case["case_dir"])
+        _run_all(evaluator, queue, postprocessing, len(cases), progress)
+
+
+def _run_all(evaluator: Any, queue: CaseQueue, postprocessing: InBackground, count: int, progress: bool) -> None:
+    bar = tqdm(total=count, unit="pair", disable=not progress)
     at_work: list[Case] = []
 
     def begin(engine: Engine) -> None:
@@ -207,7 +201,7 @@ def run_cohort(
 
     def end(engine: Engine) -> None:
         at_work.clear()
-        bar.update(len(cases) - queue.left - bar.n)
+        bar.update(count - queue.left - bar.n)
 
     evaluator.add_event_handler(Events.GET_BATCH_COMPLETED, begin)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, end)
@@ -219,7 +213,7 @@ def run_cohort(
                 if not at_work:
                     raise
                 record_failure(at_work.pop(), error)
-        bar.update(len(cases) - bar.n)
+        bar.update(count - bar.n)
     finally:
         postprocessing.finish()
         bar.close()

@@ -71,7 +71,8 @@ def list_series(folder: str) -> list[Series]:
         except Exception:  # of many kinds, from files of any other format
             continue
         if "SeriesInstanceUID" in header and "Rows" in header:
-            found.setdefault(str(header.SeriesInstanceUID), []).append((str(path), header))
+            uid = _text(str(path), header, "SeriesInstanceUID", "")
+            found.setdefault(uid, []).append((str(path), header))
     return [_series(uid, files) for uid, files in sorted(found.items())]
 
 
@@ -83,21 +84,49 @@ def _series(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
         slices.append(Slice(path, (position[0], position[1], position[2]), orientation))
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
     slices.sort(key=lambda one: (float(np.dot(normal, one.position)), one.path))
-    first = files[0][1]
-    return Series(uid, str(first.get("SeriesDescription", "")), str(first.get("Modality", "?")), tuple(slices))
+    description, modality = (_text(*files[0], *tag) for tag in (("SeriesDescription", ""), ("Modality", "?")))
+    return Series(uid, description, modality, tuple(slices))
+
+
+def _text(path: str, header: Any, tag: str, default: str) -> str:
+    """Return a tag as text, or the default where it is absent."""
+    try:
+        return str(header.get(tag, default))
+    except Exception as error:  # of many kinds: values are only decoded now
+        raise InputFileError(f"'{path}': {tag} can't be read ({error}); repair or remove the slice") from error
 
 
 def _numbers(path: str, header: Any, tag: str, default: tuple[float, ...]) -> tuple[float, ...]:
     """Return the numbers of a tag, or the default where it is absent or empty."""
     try:
         values = tuple(float(value) for value in header.get(tag) or default)
-    except (ValueError, TypeError):
-        values = ()
-    if len(values) != len(default) or not np.isfinite(values).all():
+        if len(values) != len(default) or not np.isfinite(values).all():
+            raise ValueError(f"got {values}")
+    except Exception as error:
         raise InputFileError(
-            f"'{path}': {tag} must be {len(default)} numbers, got '{header[tag].value}'; repair or remove the slice"
-        )
+            f"'{path}': {tag} must be {len(default)} numbers ({error}); repair or remove the slice"
+        ) from error
     return values
+
+
+def check_gray(path: str) -> None:
+    """Refuse a DICOM file that is no gray image: on one with a broken palette the library behind ITK ends the process.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    with open(path, "rb") as file:
+        is_dicom = file.read(132)[128:] == b"DICM"
+    if not is_dicom:
+        return
+    try:
+        tags = ["PhotometricInterpretation", "SamplesPerPixel"]
+        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
+        kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+    except Exception:  # ITK says what is wrong
+        return
+    if kind.strip() not in ("MONOCHROME1", "MONOCHROME2"):
+        raise InputFileError(f"'{path}' is a color image ({kind}); give a series of gray images")
 
 
 def choose_series(folder: str, uid: str | None = None) -> Series:

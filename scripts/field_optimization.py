@@ -19,19 +19,23 @@ Both directions are one batch of two: element 0 is forward (moving onto fixed), 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from scripts.coordinates import identity_grid, jacobian_determinant, resample_grid, sample
-from scripts.errors import InputError
+from scripts.errors import InputError, describe_memory_error
 from scripts.image_pair import ImagePair
 from scripts.losses import symmetric_dice_loss
+from scripts.memory import available_memory, release_freed_memory
 from scripts.similarity import Similarity, gaussian_blur
+
+logger = logging.getLogger(__name__)
 
 
 class Level(NamedTuple):
@@ -43,6 +47,7 @@ class Level(NamedTuple):
     """Adam steps."""
 
 
+LEAST_BYTES = 330  # per voxel of a level's grid; lncc takes 340, nmi 410, mind 2400
 LARGEST_RESOLUTION = 384  # voxels; 256 takes 8 GB (docs/performance.md), and memory grows with the third power
 
 
@@ -92,6 +97,8 @@ class FieldResult(NamedTuple):
     """Sum of both directions, likewise."""
     regularity: float
     """GradICON regularity, likewise."""
+    size: int
+    """Voxels along each axis of the last level: smaller than asked for if memory ran out."""
 
 
 def optimize_field(
@@ -103,6 +110,7 @@ def optimize_field(
     learning_rate: float = 0.005,
     smoothing: float = 1.0,
     progress: bool = False,
+    oom_fallback: bool = False,
 ) -> FieldResult:
     """Optimize a forward and an inverse displacement field for one pair.
 
@@ -121,37 +129,79 @@ def optimize_field(
         learning_rate: of Adam, in normalized units (fractions of the field of view).
         smoothing: standard deviation of the Gaussian, in voxels of the unknowns' grid.
         progress: show a bar with the terms.
+        oom_fallback: when memory runs out at a level, return what the levels before it found.
 
     Returns:
         the fields and the terms of the loss.
+
+    Raises:
+        MemoryError: on a CPU, before a level that there is no memory for: Linux would end the process instead.
     """
     displacement = start.detach()
-    values = (math.nan, math.nan, math.nan)
+    values, done = (math.nan, math.nan, math.nan), 0
     with (
         torch.enable_grad(),
         tqdm(total=sum(level.steps for level in levels), disable=not progress, desc="field") as bar,
     ):
         for level in levels:
-            shape = (level.size, level.size, level.size)
-            low_shape = tuple(max(4, -(-n // 2)) for n in shape)
-            evaluate = _LevelLoss(pair.shrink(shape), objective)
-            found, low_found = resample_grid(displacement, shape), resample_grid(displacement, low_shape)
-            unknowns = torch.zeros_like(low_found).requires_grad_()
-            optimizer = torch.optim.Adam([unknowns], lr=learning_rate)
-            for _ in range(level.steps):
-                optimizer.zero_grad()
-                update = gaussian_blur(unknowns, smoothing)
-                loss, similarity, regularity = evaluate(found + resample_grid(update, shape), low_found + update)
-                loss.backward()
-                optimizer.step()
-                values = (loss.item(), similarity.item(), regularity.item())
-                bar.set_postfix_str(
-                    f"{level.size}: similarity {values[1]:.4f} regularity {values[2]:.5f}", refresh=False
+            try:
+                displacement, values = _optimize_level(
+                    pair, displacement, objective, level, learning_rate=learning_rate, smoothing=smoothing, bar=bar
                 )
-                bar.update()
-            with torch.no_grad():
-                displacement = found + resample_grid(gaussian_blur(unknowns, smoothing), shape)
-    return FieldResult(displacement, *values)
+            except (MemoryError, RuntimeError) as error:
+                if not oom_fallback or done == 0 or describe_memory_error(error) is None:
+                    raise
+                logger.warning(
+                    "out of memory on the grid of %d voxels along each axis; the result is that of %d", level.size, done
+                )
+                break
+            done = level.size
+    return FieldResult(displacement, *values, done)
+
+
+def _optimize_level(
+    pair: ImagePair,
+    start: Tensor,
+    objective: FieldObjective,
+    level: Level,
+    *,
+    learning_rate: float,
+    smoothing: float,
+    bar: Any,
+) -> tuple[Tensor, tuple[float, float, float]]:
+    """Return the displacements after the steps of one level, and loss, similarity and regularity."""
+    _check_memory(level, pair.fixed.device)
+    shape = (level.size, level.size, level.size)
+    low_shape = tuple(max(4, -(-n // 2)) for n in shape)
+    evaluate = _LevelLoss(pair.shrink(shape), objective)
+    found, low_found = resample_grid(start, shape), resample_grid(start, low_shape)
+    unknowns = torch.zeros_like(low_found).requires_grad_()
+    optimizer = torch.optim.Adam([unknowns], lr=learning_rate)
+    values = (math.nan, math.nan, math.nan)
+    for _ in range(level.steps):
+        optimizer.zero_grad()
+        update = gaussian_blur(unknowns, smoothing)
+        loss, similarity, regularity = evaluate(found + resample_grid(update, shape), low_found + update)
+        loss.backward()
+        optimizer.step()
+        values = (loss.item(), similarity.item(), regularity.item())
+        bar.set_postfix_str(f"{level.size}: similarity {values[1]:.4f} regularity {values[2]:.5f}", refresh=False)
+        bar.update()
+    with torch.no_grad():
+        return found + resample_grid(gaussian_blur(unknowns, smoothing), shape), values
+
+
+def _check_memory(level: Level, device: torch.device) -> None:
+    needed = LEAST_BYTES * level.size**3
+    if device.type != "cpu" or needed <= available_memory():
+        return
+    release_freed_memory()
+    free = available_memory()
+    if needed > free:
+        raise MemoryError(
+            f"the grid of {level.size} voxels along each axis needs {needed / 2**30:.1f} GiB or more, and"
+            f" {free / 2**30:.1f} GiB are free"
+        )
 
 
 class _LevelLoss:

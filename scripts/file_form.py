@@ -31,6 +31,7 @@ from .memory import available_memory
 from .nifti import GzipFile
 
 NIFTI_DATA = 352  # bytes before the voxels of a single NIfTI file, at least
+LEAST_SLOPE = 1e-15
 LONGEST_FIELD = 500  # of an NRRD header, characters
 MOST_SHRUNK = 1100  # zlib makes data smaller by up to 1032 times
 _HEADER_BYTES = 65536
@@ -138,6 +139,30 @@ def check_complete(path: str) -> None:
     length = _length(voxels)
     if length < needed:
         raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed:g}; copy it again")
+
+
+def check_nifti_numbers(path: str) -> None:
+    """Refuse a NIfTI header whose geometry has NaN or infinite numbers: ITK searches for its rotation for ever.
+
+    So is a slope so small that ITK takes it for none.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    header = nifti_header(path)
+    if header is None or "sform_code" not in header:
+        return
+    if 0 < abs(float(header["scl_slope"])) < LEAST_SLOPE:
+        raise InputFileError(f"'{path}' has scl_slope = {float(header['scl_slope']):g} in its header; repair it")
+    used = ["pixdim"]
+    used += ["srow_x", "srow_y", "srow_z"] if header["sform_code"] > 0 else []
+    used += ["quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"][
+        : 6 * (header["qform_code"] > 0)
+    ]
+    for name in used:
+        values = np.atleast_1d(header[name])[:4]
+        if not np.isfinite(values).all():
+            raise InputFileError(f"'{path}' has {name} = {values.tolist()} in its header, not all numbers; repair it")
 
 
 def nifti_header(path: str) -> Any:

@@ -50,9 +50,14 @@ def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> No
         "planes": planes,
         **ranges,
         "figures": _figures(data),
-        "files": [[key, str(data[key].meta.get("filename_or_obj", ""))] for key in ("fixed", "moving") if key in data],
+        # names alone: folders may be named after patients, and pages are passed on
+        "files": [[key, Path(_file_of(data[key])).name] for key in ("fixed", "moving") if key in data],
     }
     _write("pair.html", content, path)
+
+
+def _file_of(volume: Any) -> str:
+    return str(volume.meta.get("filename_or_obj", ""))
 
 
 def _figures(data: Mapping[Any, Any]) -> list[list[str]]:

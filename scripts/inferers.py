@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,16 +24,17 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from scripts.coordinates import extent, identity_grid_like, resample_grid, sample
-from scripts.errors import InputError
+from scripts.errors import InputError, describe_memory_error
 from scripts.field_optimization import FieldObjective, Level, optimize_field, refine_levels
 from scripts.image_pair import ImagePair
 from scripts.losses import GradICONLoss
-from scripts.memory import keep_freed_memory
+from scripts.memory import keep_freed_memory, release_freed_memory
 from scripts.network import IdentityNetwork, transform_on_grid
-from scripts.network_optimization import optimize_network
+from scripts.network_optimization import NetworkResult, optimize_network
 from scripts.similarity import create_similarity
 from scripts.start_search import Start, search_start
 
+logger = logging.getLogger(__name__)
 OPTIMIZATIONS = ("off", "field", "network")
 
 
@@ -98,6 +100,8 @@ class RegistrationInferer(Inferer):
         amp: compute one pass of the network (``off``, or the start of ``field``) in bfloat16; coordinates stay in
             float32. ``network`` does not: its steps are smaller than the rounding.
         progress: show a progress bar with the terms.
+        oom_fallback: when memory runs out, return the result of the levels before (``field``), or compute activations
+            twice (``network``), instead of failing.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class RegistrationInferer(Inferer):
         amp: bool = False,
         activation_checkpointing: bool | str = "auto",
         progress: bool = True,
+        oom_fallback: bool = False,
     ) -> None:
         super().__init__()
         optimization = "off" if optimization is False else str(optimization)  # YAML reads a bare off as False
@@ -152,6 +157,7 @@ class RegistrationInferer(Inferer):
         self.amp = amp
         self.activation_checkpointing = activation_checkpointing
         self.progress = progress
+        self.oom_fallback = oom_fallback
         self.similarity = create_similarity(similarity, sigma)
         # at every second voxel: a quarter less time a step, the accuracy stays (docs/performance.md)
         field_similarity = create_similarity(similarity, field_sigma, stride=2 if field_sigma >= 2 else 1)
@@ -204,9 +210,12 @@ class RegistrationInferer(Inferer):
                     self.levels,
                     learning_rate=self.field_learning_rate,
                     progress=self.progress,
+                    oom_fallback=self.oom_fallback,
                 )
                 displacement = result.displacement
                 terms |= {"field_similarity": result.similarity, "regularity": result.regularity}
+                if result.size < self.levels[-1].size:
+                    terms["out_of_memory_beyond"] = result.size
             ddfs = list((displacement * extent(displacement)).split(1))
         terms["seconds_registration"] = time.perf_counter() - began
         terms |= self._figures(pair, ddfs[0])
@@ -216,7 +225,24 @@ class RegistrationInferer(Inferer):
 
     def _optimize_network(self, network: nn.Module, pair: ImagePair) -> tuple[Tensor, Tensor, dict[str, Any]]:
         pair = _at_network_shape(network, pair)
-        result = optimize_network(
+        try:
+            result = self._steps_of_network(network, pair, self.activation_checkpointing)
+        except (MemoryError, RuntimeError) as error:
+            if not self.oom_fallback or self.activation_checkpointing is True or describe_memory_error(error) is None:
+                raise
+            result = None  # what the error holds on to is only free after this block
+        if result is None:
+            logger.warning("out of memory: once more with activation_checkpointing True")
+            release_freed_memory()
+            result = self._steps_of_network(network, pair, True)
+        return (
+            result.forward_ddf,
+            result.inverse_ddf,
+            {"start": "network", "regularity": float(result.terms.regularity)},
+        )
+
+    def _steps_of_network(self, network: nn.Module, pair: ImagePair, checkpointing: bool | str) -> NetworkResult:
+        return optimize_network(
             network,
             pair.moving,
             pair.fixed,
@@ -228,13 +254,8 @@ class RegistrationInferer(Inferer):
             fixed_mask=pair.fixed_mask,
             moving_label=pair.moving_label,
             fixed_label=pair.fixed_label,
-            activation_checkpointing=self.activation_checkpointing,
+            activation_checkpointing=checkpointing,
             progress=self.progress,
-        )
-        return (
-            result.forward_ddf,
-            result.inverse_ddf,
-            {"start": "network", "regularity": float(result.terms.regularity)},
         )
 
     @torch.no_grad()

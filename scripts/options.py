@@ -61,7 +61,7 @@ def check_options(config_files: Iterable[str] | str | None = None, also: Iterabl
         InputError: naming the unknown options and the closest known ones.
     """
     report_plainly()
-    parser, workflow, arguments = _find_callers()
+    parser, workflow, arguments = find_callers()
     config: Mapping[str, Any] = parser.get() if parser is not None else {}
     if arguments is not None:
         options, files = _options_of_command(arguments, config)
@@ -120,7 +120,7 @@ def _first_part(option: str) -> str:
     return ReferenceResolver.split_id(str(option).lstrip("+"))[0]
 
 
-def _find_callers() -> tuple[ConfigParser | None, ConfigWorkflow | None, dict[str, Any] | None]:
+def find_callers() -> tuple[ConfigParser | None, ConfigWorkflow | None, dict[str, Any] | None]:
     """Return the innermost ConfigParser and ConfigWorkflow at work, and the arguments of MONAI's command, if any."""
     parser: ConfigParser | None = None
     workflow: ConfigWorkflow | None = None
@@ -144,14 +144,26 @@ def _options_of_command(arguments: dict[str, Any], config: Mapping[str, Any]) ->
         value = arguments.get(name)
         if isinstance(value, str) and value not in config:
             raise InputError(f"'{value}' was given without the name of an option; write --option {value}")
-    given = dict(arguments.get("override") or arguments.get("kwargs") or {})
+    given = _of_command_line(arguments)
     _refuse_cut_values(given)
-    merged = update_kwargs(args=arguments.get("args_file"), config_file=arguments.get("config_file"))
-    options = [name for name in {**merged, **given} if name not in COMMAND_ARGUMENTS]
-    files = given.get("config_file") or merged.get("config_file") or ()
+    files = given.get("config_file") or _of_args_file(arguments).get("config_file") or ()
     if isinstance(files, str) and not Path(files).is_file():
         files = files.split(",")  # as MONAI does
-    return options, [str(name) for name in ensure_tuple(files)]
+    return list(given_options(arguments)), [str(name) for name in ensure_tuple(files)]
+
+
+def given_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options, with their values, of the arguments of MONAI's command, those of its args_file included."""
+    merged = {**_of_args_file(arguments), **_of_command_line(arguments)}
+    return {name: value for name, value in merged.items() if name not in COMMAND_ARGUMENTS}
+
+
+def _of_command_line(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(arguments.get("override") or arguments.get("kwargs") or {})
+
+
+def _of_args_file(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return update_kwargs(args=arguments.get("args_file"), config_file=arguments.get("config_file"))
 
 
 def _refuse_cut_values(given: Mapping[str, Any]) -> None:

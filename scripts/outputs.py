@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import Transform
 
-from .atomic import remove
+from .atomic import remove, sweep
 from .datasets import OUTPUT_NAMES
 from .html_report import write_pair_page
 from .landmarks import check_space, read_landmarks, write_warped_landmarks
@@ -46,6 +46,8 @@ class Output(Transform):
         enabled: False does nothing.
     """
 
+    runs_alone = False  # True: nothing else may take the room on the disk that it has found
+
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 
@@ -64,17 +66,21 @@ class Output(Transform):
 
 
 class RemoveOldResultsd(Transform):
-    """Remove an earlier run's results from the case's folder: a file of another pair must not pass for a new one."""
+    """Remove an earlier run's results from the case's folder: a file of another pair must not pass for a new one.
+
+    What a killed run left half written goes, too.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Case:
         """Return the case as it is."""
         for name in OUTPUT_NAMES:
             remove(Path(data["case_dir"]) / name)
+        sweep(data["case_dir"])
         return dict(data)
 
 
 class SaveAlld(Transform):
-    """Run outputs side by side: compressing a file keeps one processor busy only.
+    """Run outputs side by side: compressing a file keeps one processor busy only. Those that run alone go first.
 
     When one fails, the others are still finished before its error is raised.
 
@@ -88,15 +94,21 @@ class SaveAlld(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Case:
         """Return the case with the names of the files, in the order of ``outputs``, added to ``written``."""
-        before = tuple(data.get("written", ()))
+        data = {**data, "written": tuple(data.get("written", ()))}
+        first = [output for output in self.outputs if output.runs_alone]
+        for output in first:
+            data = output(data)
+        before, others = data["written"], [output for output in self.outputs if not output.runs_alone]
         with ThreadPoolExecutor(self.workers) as pool:
-            running = [pool.submit(output, {**data, "written": ()}) for output in self.outputs]
+            running = [pool.submit(output, {**data, "written": ()}) for output in others]
         done = [future.result() for future in running]  # all have ended: none is cancelled by the error of another
         return {**data, "written": before + tuple(name for case in done for name in case["written"])}
 
 
 class SaveTransformsd(Output):
     """Write the transforms for ITK and 3D Slicer: forward_transform.h5, and inverse_transform.h5 if there is one."""
+
+    runs_alone = True
 
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
         """Write the files."""

@@ -16,12 +16,15 @@ must end in its one line. Here an error comes out where its result would have.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from monai.transforms import Transform
 from torch.utils.data import Dataset
+
+from .output_lock import alone_in
 
 Case = dict[Hashable, Any]
 
@@ -91,17 +94,25 @@ class InBackground(Transform):
             running.result()
 
 
-def run_cases(evaluator: Any, postprocessing: InBackground, cases: int = 1) -> None:
+def run_cases(
+    evaluator: Any, postprocessing: InBackground, output_dir: str | os.PathLike[str], cases: int = 1, rank: int = 0
+) -> None:
     """Run an evaluator to the last file; when a case fails, the one before is still finished.
 
     Args:
         evaluator: MONAI engine over the cases.
         postprocessing: its postprocessing.
+        output_dir: where results go; other runs are kept out of it.
         cases: how many there are; 0 does nothing, which MONAI's engines refuse.
+        rank: of this process among those that share the cases.
+
+    Raises:
+        InputError: another run works in ``output_dir``.
     """
     if cases == 0:
         return
-    try:
-        evaluator.run()
-    finally:
-        postprocessing.finish()
+    with alone_in(output_dir, rank):
+        try:
+            evaluator.run()
+        finally:
+            postprocessing.finish()

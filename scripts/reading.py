@@ -31,9 +31,17 @@ from monai.config import KeysCollection
 from monai.data import ITKReader
 from monai.transforms import LoadImage, MapTransform
 
-from .dicom_series import choose_series, gaps_mm, read_series
+from .dicom_series import check_gray, choose_series, gaps_mm, read_series
 from .errors import InputError, InputFileError
-from .file_form import check_claim, check_complete, check_nrrd, check_regular, lost_intercept, nifti_header
+from .file_form import (
+    check_claim,
+    check_complete,
+    check_nifti_numbers,
+    check_nrrd,
+    check_regular,
+    lost_intercept,
+    nifti_header,
+)
 
 logger = logging.getLogger(__name__)
 # MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
@@ -91,12 +99,15 @@ def read_header(path: str, series: str | None = None) -> Header:
 def _open(path: str, file: str) -> Any:
     """Return ITK's reader of a file, with the header read."""
     check_nrrd(file)
+    check_nifti_numbers(file)
+    check_gray(file)
     try:
         image_io = itk.ImageIOFactory.CreateImageIO(file, itk.CommonEnums.IOFileMode_ReadMode)
         if image_io is None:
             raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
         image_io.SetFileName(file)
         image_io.ReadImageInformation()
+        image_io.GetComponentSize()  # raises for an unknown type
     except (RuntimeError, TypeError) as error:
         raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
     return image_io

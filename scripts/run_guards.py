@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from torch import nn
 
 from .errors import InputError
 from .memory import keep_freed_memory
+from .output_lock import alone_in
 from .run_checkpoints import is_between_steps, is_last_of_epoch
 
 logger = logging.getLogger(__name__)
@@ -127,11 +129,19 @@ class StopOnNonFinite:
         )
 
 
-def run_training(trainer: Any) -> None:
-    """Run a trainer; SIGTERM and SIGINT end it in order, with the status that shells expect (128 + their number)."""
+def run_training(trainer: Any, ckpt_dir: str | os.PathLike[str]) -> None:
+    """Run a trainer; SIGTERM and SIGINT end it in order, with the status that shells expect (128 + their number).
+
+    Args:
+        trainer: MONAI engine.
+        ckpt_dir: where it saves; other runs are kept out of it.
+
+    Raises:
+        InputError: another run works in ``ckpt_dir``.
+    """
     stop = StopOnSignal()
     stop.attach(trainer)
-    with keep_freed_memory():
+    with alone_in(ckpt_dir, idist.get_rank()), keep_freed_memory():
         trainer.run()
     if stop.received:
         logger.warning("stopped at iteration %d; go on with --resume True", trainer.state.iteration)

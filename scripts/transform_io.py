@@ -31,13 +31,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .atomic import replacing, unwritable
+from .atomic import replacing, reserve, unwritable
 from .coordinates import sample
 from .nifti import write_nifti
 
 LPS_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))  # its own inverse
 SLAB_VOXELS = 2**20  # voxels worked on at a time: bounds the memory beside the result
 POINTS_AT_A_TIME = 2**20
+HDF5_OVERHEAD = 2**17  # bytes that a file takes beside its numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,15 +236,32 @@ def write_itk_transform(transform: GridTransform, path: str | os.PathLike[str]) 
     """
     if not str(path).endswith(".h5"):
         raise ValueError(f"write_itk_transform: the file must end in .h5, got '{path}'")
+    write_itk(to_itk(transform), path)
+
+
+def write_itk(transform: Any, path: str | os.PathLike[str]) -> None:
+    """Write any transform of ITK (double precision) as HDF5.
+
+    Raises:
+        InputError: the file can't be written.
+    """
     with replacing(path) as temporary:
+        # on a full disk HDF5 ends the process
+        reserve(temporary, 8 * _count_numbers(transform) + HDF5_OVERHEAD)
         writer = _itk_class("TransformFileWriterTemplate").New()
         writer.SetTransformIO(_itk_class("HDF5TransformIOTemplate").New())
         writer.SetFileName(str(temporary))
-        writer.SetInput(to_itk(transform))
+        writer.SetInput(transform)
         try:
             writer.Update()
         except RuntimeError as error:
             raise unwritable(path, "ITK's HDF5 writer failed") from error
+
+
+def _count_numbers(transform: Any) -> int:
+    if "Composite" in transform.GetNameOfClass():
+        return sum(_count_numbers(transform.GetNthTransform(n)) for n in range(transform.GetNumberOfTransforms()))
+    return int(transform.GetNumberOfParameters()) + int(transform.GetNumberOfFixedParameters())
 
 
 def write_displacement_field(displacement_mm: Tensor, affine_ras: Tensor, path: str | os.PathLike[str]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .errors import InputError, find_input_error
+from .option_code import refuse_code
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +36,7 @@ def run_workflow(configs: Sequence[str], options: Mapping[str, Any], logging: bo
     Raises:
         InputError: an option or a file can't be used.
     """
+    refuse_code(options)
     path = list(sys.path)
     try:
         workflow = ConfigWorkflow(

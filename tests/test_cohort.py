@@ -28,7 +28,8 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from scripts.cohort import CaseQueue, sweep
+from scripts.atomic import sweep
+from scripts.cohort import CaseQueue
 from scripts.cohort_cases import load_cohort
 from scripts.cohort_table import find_cases, read_rows, write_table
 from scripts.errors import InputError
@@ -287,7 +288,7 @@ def test_the_queue_goes_on_where_it_was_left_and_keeps_the_order(tmp_path: Path)
 def test_half_written_files_are_swept_and_others_left(tmp_path: Path) -> None:
     for name in (".123.warped_moving.nii.gz", ".hidden", "report.json"):
         (tmp_path / name).write_text("x")
-    sweep([{"case": "a", "case_dir": str(tmp_path)}])
+    sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "report.json"]
 
 
@@ -367,7 +368,7 @@ def test_files_of_processes_at_work_are_not_swept(tmp_path: Path) -> None:
     mine = tmp_path / f".{os.getppid()}.report.json"
     mine.write_text("x")
     (tmp_path / ".123456789.warped_moving_dicom").mkdir()
-    sweep([{"case": "a", "case_dir": str(tmp_path)}])
+    sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [mine.name]
 
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,13 +105,13 @@ def test_an_error_of_writing_ends_the_run() -> None:
     background.finish()  # told once
 
 
-def test_an_error_of_the_last_case_is_raised_at_the_end() -> None:
+def test_an_error_of_the_last_case_is_raised_at_the_end(tmp_path: Path) -> None:
     background = InBackground(failing)
     with pytest.raises(InputError, match="disk is full"):
-        run_cases(SimpleNamespace(run=lambda: background({"case": 0})), background)
+        run_cases(SimpleNamespace(run=lambda: background({"case": 0})), background, tmp_path)
 
 
-def test_a_failing_case_does_not_lose_the_one_before() -> None:
+def test_a_failing_case_does_not_lose_the_one_before(tmp_path: Path) -> None:
     written, go_on = [], threading.Event()
 
     def write(case: dict[str, Any]) -> dict[str, Any]:
@@ -126,5 +127,5 @@ def test_a_failing_case_does_not_lose_the_one_before() -> None:
         raise InputError("fixed: no such file")
 
     with pytest.raises(InputError, match="no such file"):
-        run_cases(SimpleNamespace(run=run), background)
+        run_cases(SimpleNamespace(run=run), background, tmp_path)
     assert written == [0]

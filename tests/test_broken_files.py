@@ -1,0 +1,221 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Broken and odd files, found by fuzzing (campaigns/fuzz.py): read rightly, or refused in one line and at once."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from campaigns.fuzz import run
+from campaigns.fuzz_case import AFFINE, SHAPE, voxels
+from campaigns.fuzz_cases import MHA, NRRD
+from scripts import file_form
+from scripts.errors import InputError
+from scripts.input_files import existing_path
+from scripts.postprocessing import type_on_disk
+from scripts.reading import LoadVolumesd
+from scripts.transform_files import read_transform
+from scripts.validation import CheckLabelsd, check_header
+from tests.test_dicom import ramp, write_series
+
+VALUES = voxels(np.random.default_rng(0))
+
+
+def nifti(folder: Path, values: np.ndarray = VALUES, **fields: tuple[int, str, Any]) -> str:
+    """Write a NIfTI file; fields are (offset, struct format, value)."""
+    content = bytearray(nib.Nifti1Image(values, AFFINE, dtype=values.dtype).to_bytes())
+    struct.pack_into("<f", content, 108, 352.0)
+    for offset, form, value in fields.values():
+        struct.pack_into("<" + form, content, offset, value)
+    path = folder / "a.nii"
+    path.write_bytes(bytes(content))
+    return str(path)
+
+
+def load(path: str) -> Any:
+    check_header("fixed", path)
+    return LoadVolumesd(keys=["fixed"])({"fixed": path})["fixed"]
+
+
+def refusal(path: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    assert path in str(caught.value)
+    return str(caught.value)
+
+
+def test_some_hundred_cases_of_the_campaign() -> None:
+    counts, findings = run(first=20_000, count=510)
+    assert findings == []
+    assert sum(counts.values()) == 510
+    assert {outcome for _, outcome in counts} >= {"read", "refused"}
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint64"])
+def test_types_that_itk_for_python_lacks_are_read_and_kept(tmp_path: Path, dtype: str) -> None:
+    volume = load(nifti(tmp_path, VALUES.astype(dtype)))
+    np.testing.assert_array_equal(volume[0].numpy(), VALUES)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    assert type_on_disk(volume) == dtype
+
+
+def test_labels_beyond_what_a_double_holds_are_refused(tmp_path: Path) -> None:
+    values = VALUES.astype(np.int64)
+    values[1, 2, 3] = 2**53 + 1
+    label = load(nifti(tmp_path, values))
+    with pytest.raises(InputError, match="would be rounded"):
+        CheckLabelsd(keys=["fixed_label"])({"fixed_label": label})
+
+
+def test_a_scaled_integer_file_is_as_its_scaling_says(tmp_path: Path) -> None:
+    volume = load(nifti(tmp_path, VALUES.astype(np.int64), scale=(112, "f", 0.5)))
+    np.testing.assert_allclose(volume[0].numpy(), VALUES * 0.5)
+    assert volume.meta["original_dtype"].startswith("float")
+
+
+def test_a_slope_of_zero_scales_nothing(tmp_path: Path) -> None:
+    volume = load(nifti(tmp_path, slope=(112, "f", 0.0), intercept=(116, "f", -1024.0)))
+    np.testing.assert_array_equal(volume[0].numpy(), VALUES)
+
+
+def test_a_slope_that_itk_would_ignore_is_refused(tmp_path: Path) -> None:
+    assert "scl_slope = 1e-30" in refusal(nifti(tmp_path, slope=(112, "f", 1e-30)))
+
+
+@pytest.mark.parametrize(("code", "scale"), [(1, 1000.0), (2, 1.0), (3, 0.001)])
+def test_meters_and_micrometers_become_mm(tmp_path: Path, code: int, scale: float) -> None:
+    volume = load(nifti(tmp_path, units=(123, "B", code)))
+    np.testing.assert_allclose(volume.affine, np.diag([scale] * 3 + [1]) @ AFFINE, rtol=1e-5)
+
+
+def test_voxels_that_begin_inside_the_header_are_refused(tmp_path: Path) -> None:
+    for value in (0.0, -1.0, float("nan")):
+        assert "inside its header" in refusal(nifti(tmp_path, offset=(108, "f", value)))
+
+
+@pytest.mark.parametrize("field", [(296, "f", float("-inf")), (80, "f", float("nan"))])
+def test_a_geometry_that_is_no_number_does_not_hang(tmp_path: Path, field: tuple[int, str, float]) -> None:
+    assert "not all numbers" in refusal(nifti(tmp_path, field=field))
+
+
+def test_unused_fields_of_the_header_may_be_anything(tmp_path: Path) -> None:
+    fields = {"quatern": (256, "f", float("nan")), "code": (252, "h", 0), "pixdim": (96, "f", float("nan"))}
+    np.testing.assert_array_equal(load(nifti(tmp_path, **fields))[0].numpy(), VALUES)
+
+
+def test_a_giant_is_refused_before_memory_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = nifti(tmp_path, dims=(42, "h", 32767), more=(44, "h", 32767), last=(46, "h", 32767))
+    assert "GiB of memory" in refusal(path)
+    path = nifti(tmp_path)
+    monkeypatch.setattr(file_form, "available_memory", lambda: np.prod(SHAPE) * 6 - 1)  # int16 and float32
+    assert "GiB are free" in refusal(path)
+    monkeypatch.setattr(file_form, "available_memory", lambda: np.prod(SHAPE) * 6)
+    check_header("fixed", path)
+
+
+@pytest.mark.parametrize("suffix", ["nrrd", "mha"])
+def test_a_small_file_that_claims_much_is_refused(tmp_path: Path, suffix: str) -> None:
+    sizes = "500 600 400"
+    text = (
+        NRRD.format(type="short", sizes=sizes, encoding="gzip") + "\n"
+        if suffix == "nrrd"
+        else MHA.format(type="MET_SHORT", sizes=sizes).replace("CompressedData = False", "CompressedData = True")
+    )
+    (tmp_path / f"a.{suffix}").write_bytes(text.encode() + bytes(100))
+    assert "has only" in refusal(str(tmp_path / f"a.{suffix}"))
+
+
+def test_a_long_nrrd_field_does_not_end_the_process(tmp_path: Path) -> None:
+    good = NRRD.format(type="short", sizes="5 6 4", encoding="raw")
+    path = tmp_path / "a.nrrd"
+    path.write_bytes((good.replace("sizes: 5 6 4", "sizes:" + "A" * 5000) + "\n").encode() + bytes(240))
+    assert "field of 5006 characters" in refusal(str(path))
+    path.write_bytes((good + "# " + "A" * 5000 + "\n\n").encode() + VALUES.tobytes(order="F"))
+    np.testing.assert_array_equal(load(str(path))[0].numpy(), VALUES)
+
+
+def test_a_metaimage_with_bytes_that_are_no_text_is_one_line_or_read(tmp_path: Path) -> None:
+    text = MHA.format(type="MET_SHORT", sizes="5 6 4").encode().replace(b"Offset", b"O\x80fset")
+    (tmp_path / "a.mha").write_bytes(text + VALUES.tobytes(order="F"))
+    np.testing.assert_array_equal(load(str(tmp_path / "a.mha"))[0].numpy(), VALUES)
+    (tmp_path / "a.mha").write_bytes(text.replace(b"MET_SHORT", b"MET_SH\xd0RT") + VALUES.tobytes(order="F"))
+    assert "can't be read" in refusal(str(tmp_path / "a.mha"))
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "mha", "dcm", "h5"])
+def test_a_pipe_is_refused_at_once(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    os.mkfifo(path)
+    for use in (lambda: existing_path("fixed", path, tmp_path), lambda: read_transform(str(path))):
+        with pytest.raises(InputError, match="is a pipe"):
+            use()
+    assert "is a pipe" in refusal(str(path))
+
+
+@pytest.mark.parametrize(("target", "words"), [("pipe", "is a pipe"), ("/dev/zero", "device"), ("no.raw", "No such")])
+@pytest.mark.parametrize("suffix", ["nhdr", "mhd"])
+def test_a_header_whose_voxels_are_no_file_is_refused(tmp_path: Path, suffix: str, target: str, words: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(
+        NRRD.format(type="short", sizes="5 6 4", encoding="raw") + f"data file: {target}\n"
+        if suffix == "nhdr"
+        else MHA.format(type="MET_SHORT", sizes="5 6 4").replace("LOCAL", target)
+    )
+    message = refusal(str(path))
+    assert words in message
+    assert target in message
+
+
+def test_an_img_that_is_missing_is_named(tmp_path: Path) -> None:
+    nib.Nifti1Pair(VALUES, AFFINE).to_filename(tmp_path / "a.img")
+    np.testing.assert_array_equal(load(str(tmp_path / "a.hdr"))[0].numpy(), VALUES)
+    (tmp_path / "a.img").unlink()
+    assert "a." in refusal(str(tmp_path / "a.hdr"))
+
+
+def change_slice(folder: Path, tag: str, value: Any) -> None:
+    path = sorted(folder.iterdir())[2]
+    dataset = pydicom.dcmread(path)
+    setattr(dataset, tag, value)
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "words"),
+    [
+        ("PhotometricInterpretation", "PALETTE COLOR", "color image"),  # ended the process
+        ("ImagePositionPatient", ["1", "2"], "must be 3 numbers"),
+        ("ImageOrientationPatient", ["1", "0", "0"], "must be 6 numbers"),
+    ],
+)
+def test_a_broken_slice_is_named(tmp_path: Path, tag: str, value: Any, words: str) -> None:
+    folder = Path(write_series(tmp_path / "series", ramp()))
+    change_slice(folder, tag, value)
+    message = refusal(str(folder))
+    assert words in message
+    assert ".dcm'" in message
+
+
+def test_a_slice_whose_value_has_an_unknown_type_is_named(tmp_path: Path) -> None:
+    folder = Path(write_series(tmp_path / "series", ramp()))
+    path = sorted(folder.iterdir())[0]
+    path.write_bytes(path.read_bytes().replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x32\x00KS"))
+    assert "Unknown Value Representation" in refusal(str(folder))
