@@ -151,6 +151,25 @@ def test_every_second_voxel_gives_nearly_the_same_loss_and_gradient(shape: tuple
     assert agreement > 0.98
 
 
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("shape", [(20, 21, 22), (23, 18, 16)])
+def test_what_a_stride_leaves_out_is_the_same_seen_from_either_end(shape: tuple[int, int, int], stride: int) -> None:
+    warped, target = torch.rand(2, 1, 1, *shape, dtype=torch.float64)
+    loss = LNCC(2.0, stride=stride)
+    for axis in (2, 3, 4):
+        torch.testing.assert_close(loss(warped.flip(axis), target.flip(axis)), loss(warped, target), atol=1e-13, rtol=0)
+
+
+def test_between_voxels_the_window_is_as_wide_and_its_weights_sum_to_one() -> None:
+    ramp = torch.arange(24, dtype=torch.float64).view(1, 1, 1, 1, -1).expand(1, 1, 24, 24, 24)
+    inner = (0, 0, 6, 6, slice(3, -3))
+    places = gaussian_blur(ramp, 2.0, stride=2)[inner]
+    torch.testing.assert_close(places, torch.arange(6.5, 18, 2, dtype=torch.float64))
+    spread = gaussian_blur(ramp**2, 2.0, stride=2)[inner] - places**2
+    expected = (gaussian_blur(ramp**2, 2.0) - gaussian_blur(ramp, 2.0) ** 2)[0, 0, 12, 12, 12]
+    torch.testing.assert_close(spread, expected.expand_as(spread), atol=0.3, rtol=0)
+
+
 def test_a_mask_is_compared_at_every_voxel() -> None:
     first, second = torch.rand(2, 1, 1, 20, 20, 20)
     mask = torch.zeros_like(first)
