@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.coordinates import identity_grid, jacobian_determinant, resample_grid, sample
+from scripts.coordinates import identity_grid_like, jacobian_determinant, resample_grid, sample
 from scripts.errors import InputError, describe_memory_error
 from scripts.image_pair import ImagePair
 from scripts.losses import symmetric_dice_loss
@@ -211,7 +211,7 @@ class _LevelLoss:
         self.pair = pair
         self.objective = objective
         self.source = torch.cat([pair.moving, pair.fixed])
-        self.grid = identity_grid(pair.fixed.shape[2:], pair.fixed.device)
+        self.grid = identity_grid_like(pair.fixed)
         target, mask = self.source.flip(0), pair.target_masks()
         if objective.mass_conservation:  # the determinant lives on cells: one fewer than voxels along each axis
             target = target[:, :, :-1, :-1, :-1]
@@ -249,7 +249,7 @@ def gradicon_regularity(displacement: Tensor) -> Tensor:
         a scalar; derivatives by forward differences.
     """
     other = displacement.flip(0)
-    points = identity_grid(displacement.shape[2:], displacement.device) + other
+    points = identity_grid_like(displacement) + other
     residual = other + sample(displacement, points)
     total = residual.new_zeros(())
     for axis in (2, 3, 4):

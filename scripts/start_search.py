@@ -27,7 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scripts.coordinates import identity_grid, resample_grid, sample
+from scripts.coordinates import identity_grid, identity_grid_like, resample_grid, sample
 from scripts.field_optimization import FieldObjective, Level, optimize_field
 from scripts.image_pair import ImagePair
 from scripts.similarity import Similarity
@@ -39,6 +39,8 @@ _AFFINE_STEPS = 80
 _AFFINE_LEARNING_RATE = 0.01
 _TRIAL_LEVELS = (Level(16, 60), Level(24, 40))
 _NETWORK_TRIAL_LEVELS = _TRIAL_LEVELS[1:]  # what the coarsest level finds, the network has found
+_OFF_CENTERS = 1e-4  # first shrinking, symmetric: at a voxel's center itself the slope is that of one side or the other
+_ROUGH = 2.0**-12  # of the field of view, a fraction of a voxel: what candidates are rounded to
 _LEAST_OVERLAP = 0.25  # of the fixed field of view
 _NETWORK_HANDICAP = 0.75  # of the network's score: where headers or centers disagree, they must be clearly better
 _SAME_START = 0.03  # of the field of view: candidates that agree this well at all corners need one trial only
@@ -75,7 +77,7 @@ def search_start(
     candidates = start_candidates(pair)
     small = pair.shrink((_AFFINE_SIZE,) * 3)
     matrices = _refine_affine(small, torch.stack(list(candidates.values())), objective.similarity)
-    grid = identity_grid((8, 8, 8), pair.fixed.device)
+    grid = identity_grid((8, 8, 8), pair.fixed.device, pair.fixed.dtype)
     different: dict[str, Tensor] = {}
     for name, matrix in zip(candidates, matrices, strict=True):
         if not any((_corners(matrix) - _corners(other)).abs().max() < _SAME_START for other in different.values()):
@@ -105,7 +107,7 @@ def search_start(
 
 def _corners(matrix: Tensor) -> Tensor:
     """Return where a (4, 4) matrix takes the corners of the unit cube."""
-    return apply_affine(matrix[None], identity_grid((2, 2, 2), matrix.device))
+    return apply_affine(matrix[None], identity_grid((2, 2, 2), matrix.device, matrix.dtype))
 
 
 def start_candidates(pair: ImagePair) -> dict[str, Tensor]:
@@ -120,10 +122,15 @@ def start_candidates(pair: ImagePair) -> dict[str, Tensor]:
     center = world.clone()
     center[:3, 3] += center_of_mass(moving) - (world[:3, :3] @ center_of_mass(fixed) + world[:3, 3])
     candidates = {"field_of_view": torch.eye(4, dtype=fixed.dtype, device=fixed.device)}
-    for name, matrix in (("world", world), ("center", center)):
+    for name, matrix in (("world", _rounded(world)), ("center", _rounded(center))):
         if _overlap(matrix) > _LEAST_OVERLAP:
             candidates[name] = matrix
     return candidates
+
+
+def _rounded(matrix: Tensor) -> Tensor:
+    """Return a rough alignment without the digits that differ when a header is written in another way."""
+    return (matrix / _ROUGH).round() * _ROUGH
 
 
 def apply_affine(matrix: Tensor, points: Tensor) -> Tensor:
@@ -135,7 +142,7 @@ def apply_affine(matrix: Tensor, points: Tensor) -> Tensor:
 def center_of_mass(image: Tensor) -> Tensor:
     """Return the center of intensity (3,), normalized, of an image (1, 1, D, H, W)."""
     weight = image / image.sum().clamp_min(1e-6)
-    return (identity_grid(image.shape[2:], image.device) * weight).sum(dim=(0, 2, 3, 4))
+    return (identity_grid_like(image) * weight).sum(dim=(0, 2, 3, 4))
 
 
 def _normalized_to_world(affine: Tensor, shape: Sequence[int]) -> Tensor:
@@ -152,7 +159,7 @@ def _overlap(matrix: Tensor) -> float:
 @torch.no_grad()
 def _score(pair: ImagePair, displacement: Tensor, similarity: Similarity) -> float:
     """Return the lower one of both directions' similarity losses; ``displacement`` (2, 3, d, h, w) on any grid."""
-    grid = identity_grid(pair.fixed.shape[2:], pair.fixed.device)
+    grid = identity_grid_like(pair.fixed)
     warped = sample(
         torch.cat([pair.moving, pair.fixed]), grid + resample_grid(displacement, pair.fixed.shape[2:]), "zeros"
     )
@@ -166,15 +173,16 @@ def _refine_affine(pair: ImagePair, starts: Tensor, similarity: Similarity) -> T
     count = starts.shape[0]
     moving, fixed = (image.expand(count, -1, -1, -1, -1) for image in (pair.moving, pair.fixed))
     source = torch.cat([moving, fixed])
-    grid = identity_grid(source.shape[2:], source.device)
+    grid = identity_grid_like(source)
     masks = pair.target_masks()
     masks = None if masks is None else masks.repeat_interleave(count, dim=0)
     compare = similarity.to_target(torch.cat([fixed, moving]), masks)
-    to_center = torch.eye(4, device=source.device)
+    to_center = torch.eye(4, dtype=source.dtype, device=source.device)
     to_center[:3, 3] = -0.5
     from_center = torch.linalg.inv(to_center)
     with torch.enable_grad():
-        change = torch.zeros((count, 3, 4), device=source.device, requires_grad=True)
+        change = -_OFF_CENTERS * torch.eye(3, 4, dtype=source.dtype, device=source.device).repeat(count, 1, 1)
+        change.requires_grad_()
         optimizer = torch.optim.Adam([change], lr=_AFFINE_LEARNING_RATE)
         for step in range(_AFFINE_STEPS):
             for group in optimizer.param_groups:  # the last steps are small ones, so that Adam settles
@@ -190,5 +198,5 @@ def _refine_affine(pair: ImagePair, starts: Tensor, similarity: Similarity) -> T
 def _with_change(starts: Tensor, change: Tensor, to_center: Tensor, from_center: Tensor) -> Tensor:
     """Return start o (identity + change), the change taken about the center of the fixed field of view."""
     bottom = torch.zeros_like(change[:, :1])
-    step = torch.eye(4, device=change.device) + torch.cat([change, bottom], dim=1)
+    step = torch.eye(4, dtype=change.dtype, device=change.device) + torch.cat([change, bottom], dim=1)
     return starts @ from_center @ step @ to_center

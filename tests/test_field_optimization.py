@@ -214,6 +214,26 @@ def test_an_affine_difference_is_refined() -> None:
     assert error < 0.2 * before
 
 
+def test_flipped_and_permuted_images_give_the_flipped_and_permuted_fields() -> None:
+    """In double precision, where rounding is not amplified to what could be seen."""
+    shape, objective = (20, 24, 22), FieldObjective(LNCC(2, stride=2))
+    moving, fixed = (texture(seed, shape).double() for seed in (5, 6))
+    fixed = 0.5 * moving + 0.5 * fixed
+
+    def register(*images: torch.Tensor) -> torch.Tensor:
+        pair = ImagePair(*images, affine(), affine())
+        start = search_start(pair, objective).displacement
+        return optimize_field(pair, start, objective, (Level(16, 10), Level(17, 10))).displacement
+
+    expected = register(moving, fixed)
+    flipped = register(moving.flip(2, 4), fixed.flip(2, 4)).flip(2, 4)
+    flipped = flipped * torch.tensor([-1.0, 1.0, -1.0]).view(1, 3, 1, 1, 1)
+    turned = register(moving.permute(0, 1, 4, 2, 3), fixed.permute(0, 1, 4, 2, 3))
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(flipped, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(turned[:, [1, 2, 0]].permute(0, 1, 3, 4, 2), expected, atol=1e-6, rtol=0)
+
+
 def test_a_resolution_goes_on_from_the_preset_in_small_strides() -> None:
     levels = [Level(32, 40), Level(64, 30)]
     finer = refine_levels(levels, 256, 20)
