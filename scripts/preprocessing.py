@@ -17,20 +17,21 @@ Order, as in the reference: intensities at full resolution, then the mask, then 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Orientation, ScaleIntensityRange
-from nibabel.orientations import aff2axcodes
+from monai.transforms import MapTransform, ScaleIntensityRange
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from .errors import InputError
 from .reading import source
 
 CT_WINDOW = (-1000.0, 1000.0)  # HU
 MR_PERCENTILES = (0.0, 99.0)
+STANDARD_AXES = np.array([[0, 0, -1], [0, -1, 0], [1, 0, 0]])  # of (D, H, W), RAS: superior, posterior, left; i.e. LPS
 
 
 class ScaleByModalityd(MapTransform):
@@ -177,18 +178,19 @@ class ReverseAxesd(MapTransform):
 
 
 class MatchOrientationd(MapTransform):
-    """Turn volumes by whole axes (permutation, flips) to the orientation that is nearest to another volume's.
+    """Turn volumes by whole axes (permutation, flips) to the orientation that is nearest to another one.
 
     Networks and optimization start from "field of view onto field of view", which can't undo a flip: a pair stored as
-    LPS and RAS would start 180 degrees apart. A pair of equal orientation, all that the reference can do, is untouched.
+    LPS and RAS would start 180 degrees apart. And rounding, which the optimization amplifies, must not depend on how a
+    file happens to store its voxels: the fixed image is turned to :data:`STANDARD_AXES`, the moving image to the fixed.
 
     Args:
         keys: volumes to turn (1, D, H, W); those that a case lacks are skipped. The affines follow.
-        reference_key: the volume whose orientation counts.
+        reference_key: the volume whose orientation counts; None stands for :data:`STANDARD_AXES`.
         enabled: False leaves everything as it is, as the reference does.
     """
 
-    def __init__(self, keys: KeysCollection, reference_key: str, enabled: bool = True) -> None:
+    def __init__(self, keys: KeysCollection, reference_key: str | None = None, enabled: bool = True) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.reference_key = reference_key
         self.enabled = enabled
@@ -197,13 +199,27 @@ class MatchOrientationd(MapTransform):
         """Return the data with turned volumes."""
         result = dict(data)
         if self.enabled:
-            codes = "".join(aff2axcodes(np.asarray(result[self.reference_key].affine)))
-            orientation = Orientation(axcodes=codes, labels=None)
+            axes = STANDARD_AXES if self.reference_key is None else result[self.reference_key].affine[:3, :3]
             for key in self.key_iterator(result):
-                if "".join(aff2axcodes(np.asarray(result[key].affine))) != codes:
-                    turned = cast(MetaTensor, orientation(result[key]))
-                    result[key] = with_affine(turned.as_tensor().contiguous(), turned.affine, result[key])
+                result[key] = _turned(result[key], np.asarray(axes))
         return result
+
+
+def _turned(volume: MetaTensor, axes: np.ndarray) -> MetaTensor:
+    """Return a volume with its axes in the order and direction that is nearest to axes, the columns of (3, 3), RAS.
+
+    Nearest by the angles between both, not to the world: turning a whole pair in the world changes nothing.
+    """
+    affine = np.asarray(volume.affine)
+    towards = np.eye(4)
+    towards[:3, :3] = np.linalg.inv(axes / np.linalg.norm(axes, axis=0))
+    order = io_orientation(towards @ affine)
+    if np.array_equal(order, io_orientation(np.eye(4))):
+        return volume
+    values = np.ascontiguousarray(apply_orientation(volume.as_tensor()[0].numpy(), order))[None]
+    return with_affine(
+        torch.from_numpy(values), torch.from_numpy(affine @ inv_ornt_aff(order, volume.shape[1:])), volume
+    )
 
 
 def with_affine(values: torch.Tensor, affine: torch.Tensor, like: MetaTensor) -> MetaTensor:

@@ -39,6 +39,7 @@ def chain(
     match_orientation: bool = True,
 ) -> Compose:
     images = ["fixed_image", "moving_image"]
+    standard = ["fixed_image", "fixed_loss_mask", "fixed_network_label"]
     turned = ["moving_image", "moving_loss_mask", "moving_network_label"]
     return Compose(
         [
@@ -53,6 +54,7 @@ def chain(
             UseMasksd(keys=images, mask_keys=REGIONS[:2], loss_mask_keys=LOSS_MASKS, mask_use=mask_use),
             CopyLabelsd(keys=REGIONS[2:], output_keys=NETWORK_LABELS),
             ReverseAxesd(keys=[*images, *LOSS_MASKS, *NETWORK_LABELS]),
+            MatchOrientationd(keys=standard, enabled=match_orientation),
             MatchOrientationd(keys=turned, reference_key="fixed_image", enabled=match_orientation),
             Resized(keys=images, spatial_size=network_shape, mode="trilinear", align_corners=False),
             Resized(

@@ -23,6 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.pairs import reorder_axes
 from scripts.errors import InputError
 from scripts.preprocessing import ScaleByModalityd, percentile_value
 from scripts.reading import LoadVolumesd
@@ -146,6 +147,34 @@ def test_a_pair_of_other_orientation_is_turned_and_stays_in_place(tmp_path: Path
     np.testing.assert_allclose(other["moving_image"].affine, straight["moving_image"].affine, atol=1e-4)
     untouched = chain(match_orientation=False)({**case, "moving": turned})
     assert not torch.allclose(untouched["moving_image"].as_tensor(), straight["moving_image"].as_tensor())
+
+
+def test_the_order_of_the_fixed_images_voxels_does_not_matter(tmp_path: Path) -> None:
+    case = pair(tmp_path)
+    reorder_axes(Path(case["fixed"]), tmp_path / "turned.nii.gz", (1, 2, 0), (True, False, True))
+    straight, other = chain()(case), chain()({**case, "fixed": str(tmp_path / "turned.nii.gz")})
+    for key in ("fixed_image", "moving_image"):
+        torch.testing.assert_close(other[key].as_tensor(), straight[key].as_tensor(), atol=0, rtol=0)
+        np.testing.assert_allclose(other[key].affine, straight[key].affine, atol=1e-4)
+    untouched = chain(match_orientation=False)({**case, "fixed": str(tmp_path / "turned.nii.gz")})
+    assert not torch.allclose(untouched["fixed_image"].as_tensor(), straight["fixed_image"].as_tensor())
+
+
+@pytest.mark.parametrize("degrees", [0, 40])
+def test_axes_are_matched_to_the_other_images_not_to_the_worlds(tmp_path: Path, degrees: float) -> None:
+    """Two images that are 10 degrees apart; in the second case on either side of 45 degrees to the world."""
+
+    def turn(angle: float) -> np.ndarray:
+        c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+        return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+
+    case = pair(tmp_path)
+    for key, angle in (("fixed", degrees), ("moving", degrees + 10)):
+        case[key] = write(tmp_path / f"{key}.nii.gz", noise(), direction=turn(angle))
+    result = chain()(case)
+    axes = [np.asarray(result[key].affine)[:3, :3] for key in ("fixed_image", "moving_image")]
+    cosines = np.diag((axes[0] / np.linalg.norm(axes[0], axis=0)).T @ (axes[1] / np.linalg.norm(axes[1], axis=0)))
+    assert cosines.min() > np.cos(np.radians(10.1))
 
 
 def test_loss_masks_go_along_and_leave_the_image(tmp_path: Path) -> None:
