@@ -39,7 +39,8 @@ _AFFINE_STEPS = 80
 _AFFINE_LEARNING_RATE = 0.01
 _TRIAL_LEVELS = (Level(16, 60), Level(24, 40))
 _NETWORK_TRIAL_LEVELS = _TRIAL_LEVELS[1:]  # what the coarsest level finds, the network has found
-_OFF_CENTERS = 1e-4  # first shrinking, symmetric: at a voxel's center itself the slope is that of one side or the other
+_NO_SLOPE = 1e-5  # equal images have about 1e-6 left, others 1e-4 and more
+_ASIDE = 1e-4  # of the start: there, at voxel centers, the slope has two sides, of which the mean is taken
 _ROUGH = 2.0**-12  # of the field of view, a fraction of a voxel: what candidates are rounded to
 _LEAST_OVERLAP = 0.25  # of the fixed field of view
 _NETWORK_HANDICAP = 0.75  # of the network's score: where headers or centers disagree, they must be clearly better
@@ -181,16 +182,19 @@ def _refine_affine(pair: ImagePair, starts: Tensor, similarity: Similarity) -> T
     to_center[:3, 3] = -0.5
     from_center = torch.linalg.inv(to_center)
     with torch.enable_grad():
-        change = -_OFF_CENTERS * torch.eye(3, 4, dtype=source.dtype, device=source.device).repeat(count, 1, 1)
-        change.requires_grad_()
+        stretch = torch.eye(3, 4, dtype=source.dtype, device=source.device)
+        change = torch.zeros((count, 3, 4), dtype=source.dtype, device=source.device, requires_grad=True)
         optimizer = torch.optim.Adam([change], lr=_AFFINE_LEARNING_RATE)
         for step in range(_AFFINE_STEPS):
             for group in optimizer.param_groups:  # the last steps are small ones, so that Adam settles
                 group["lr"] = _AFFINE_LEARNING_RATE * (1 - step / _AFFINE_STEPS)
             optimizer.zero_grad()
-            matrices = _with_change(starts, change, to_center, from_center)
-            both = torch.cat([matrices, torch.linalg.inv(matrices)])
-            compare(sample(source, apply_affine(both, grid), "zeros")).backward()
+            for aside in (-_ASIDE, _ASIDE) if step == 0 else (0.0,):
+                matrices = _with_change(starts, change + aside * stretch, to_center, from_center)
+                both = torch.cat([matrices, torch.linalg.inv(matrices)])
+                compare(sample(source, apply_affine(both, grid), "zeros")).backward()
+            if step == 0 and change.grad is not None:  # sides that cancel leave rounding, which Adam would enlarge
+                change.grad[change.grad.abs() < _NO_SLOPE] = 0
             optimizer.step()
         return _with_change(starts, change, to_center, from_center).detach()
 
