@@ -18,7 +18,6 @@ Each one is called as ``similarity(warped, target, mask)`` on images (B, 1, D, H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -39,19 +38,18 @@ def _blur_matrix(size: int, sigma: float, device: torch.device, dtype: torch.dty
     """Return the matrix of a Gaussian blur with zero padding, a row for every ``stride``-th place along the axis.
 
     The places are symmetric about the middle of the axis, so that a flipped image gives the flipped result: 0, 1, ...
-    with a stride of 1, and between voxels, 0.5, 2.5, ..., with a stride of 2 and an even size. At a voxel the kernel
-    has 2 * round(2 sigma) + 1 taps, which sum to 1, as it has between voxels, with one more.
+    with a stride of 1, and between voxels, 0.5, 2.5, ..., with a stride of 2 and an even size. The kernel reaches over
+    2 * round(2 sigma) + 1 voxels: between voxels, half of those at its ends. Its weights sum to 1.
     """
     radius = max(1, round(2 * sigma))
-    first = (size - 1) % stride / 2
-    places = torch.arange((size - 1) // stride + 1, dtype=torch.float64) * stride + first
-    reach = math.ceil(radius + first % 1)
-    sources = torch.floor(places)[:, None] + torch.arange(-reach, reach + 1, dtype=torch.float64)
+    count = (size - 1) // stride + 1
+    places = torch.arange(count, dtype=torch.float64) * stride + (size - 1) % stride / 2
+    sources = torch.floor(places)[:, None] + torch.arange(-radius - 1, radius + 2, dtype=torch.float64)
     distance = (sources - places[:, None]).abs()
-    taps = torch.where(distance <= radius + first % 1, torch.exp(-0.5 * (distance / sigma) ** 2), 0.0)
+    taps = torch.exp(-0.5 * (distance / sigma) ** 2) * (radius + 1 - distance).clamp(0, 1)
     taps = taps / taps.sum(dim=1, keepdim=True)
     inside = (sources >= 0) & (sources < size)
-    matrix = torch.zeros(len(places), size, dtype=torch.float64)
+    matrix = torch.zeros(count, size, dtype=torch.float64)
     matrix.scatter_add_(1, sources.clamp(0, size - 1).long(), torch.where(inside, taps, 0.0))
     return matrix.to(device=device, dtype=dtype)
 
