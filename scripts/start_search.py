@@ -178,11 +178,7 @@ def _refine_affine(pair: ImagePair, starts: Tensor, similarity: Similarity) -> T
     masks = pair.target_masks()
     masks = None if masks is None else masks.repeat_interleave(count, dim=0)
     compare = similarity.to_target(torch.cat([fixed, moving]), masks)
-    to_center = torch.eye(4, dtype=source.dtype, device=source.device)
-    to_center[:3, 3] = -0.5
-    from_center = torch.linalg.inv(to_center)
     with torch.enable_grad():
-        stretch = torch.eye(3, 4, dtype=source.dtype, device=source.device)
         change = torch.zeros((count, 3, 4), dtype=source.dtype, device=source.device, requires_grad=True)
         optimizer = torch.optim.Adam([change], lr=_AFFINE_LEARNING_RATE)
         for step in range(_AFFINE_STEPS):
@@ -190,17 +186,28 @@ def _refine_affine(pair: ImagePair, starts: Tensor, similarity: Similarity) -> T
                 group["lr"] = _AFFINE_LEARNING_RATE * (1 - step / _AFFINE_STEPS)
             optimizer.zero_grad()
             for aside in (-_ASIDE, _ASIDE) if step == 0 else (0.0,):
-                matrices = _with_change(starts, change + aside * stretch, to_center, from_center)
-                both = torch.cat([matrices, torch.linalg.inv(matrices)])
+                both = torch.cat(_changed(starts, change, aside))
                 compare(sample(source, apply_affine(both, grid), "zeros")).backward()
             if step == 0 and change.grad is not None:  # sides that cancel leave rounding, which Adam would enlarge
                 change.grad[change.grad.abs() < _NO_SLOPE] = 0
             optimizer.step()
-        return _with_change(starts, change, to_center, from_center).detach()
+        return _changed(starts, change)[0].detach()
 
 
-def _with_change(starts: Tensor, change: Tensor, to_center: Tensor, from_center: Tensor) -> Tensor:
-    """Return start o (identity + change), the change taken about the center of the fixed field of view."""
-    bottom = torch.zeros_like(change[:, :1])
-    step = torch.eye(4, dtype=change.dtype, device=change.device) + torch.cat([change, bottom], dim=1)
-    return starts @ from_center @ step @ to_center
+def _changed(starts: Tensor, change: Tensor, stretch: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return (K, 4, 4) matrices and their inverses: half of the change before the start, half of it after.
+
+    Matrices are e^(c/2) start e^(c/2), about the centers of the fields of view. Swapping fixed and moving image inverts
+    the start and turns the sign of c; so the search takes the same steps then.
+
+    Args:
+        starts: (K, 4, 4).
+        change: (K, 3, 4), c but for its last row, which is 0.
+        stretch: added to c in all directions.
+    """
+    to_center = torch.eye(4, dtype=starts.dtype, device=starts.device)
+    to_center[:3, 3] = -0.5
+    generator = torch.cat([change, torch.zeros_like(change[:, :1])], dim=1) / 2
+    generator = generator + stretch / 2 * torch.diag(to_center.new_tensor([1, 1, 1, 0]))
+    half, back = (torch.linalg.inv(to_center) @ torch.linalg.matrix_exp(c) @ to_center for c in (generator, -generator))
+    return half @ starts @ half, back @ torch.linalg.inv(starts) @ back
