@@ -9,7 +9,7 @@ MONAILABEL := .venv-monailabel
 MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .venv-tools
 
-.PHONY: demo test lint bench clean monailabel test-monailabel lock audit licenses sbom
+.PHONY: demo test lint bench fuzz soak faults mutants matrix clean monailabel test-monailabel lock audit licenses sbom
 
 demo: $(VENV)/.installed
 	$(PY) -m scripts.example_pair $(EXAMPLE)/pair
@@ -31,6 +31,10 @@ bench: $(VENV)/.installed-dev
 	$(PY) -m benchmarks.performance
 	$(PY) -m benchmarks.dev_pairs
 	$(PY) -m benchmarks.methods
+
+mutants: $(VENV)/.installed-dev
+	$(PIP) -r requirements-campaigns.txt
+	OMP_NUM_THREADS=1 $(PY) -m campaigns.mutants
 
 # Only files whose hashes are listed; what comes as source is built with what the first line installs. torch without CUDA
 # is taken where pip finds it (a folder or an index that pip's settings name), else PyPI's build, with what that needs.
@@ -80,4 +84,4 @@ $(TOOLS)/.installed: supply_chain/tools.lock
 	touch $@
 
 clean:
-	rm -rf output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf output mutants .mypy_cache .pytest_cache .ruff_cache

@@ -137,7 +137,7 @@ def test_large_files_lists_both_published_checkpoints(bundle_root: Path) -> None
 def test_every_source_file_carries_the_license_header(bundle_root: Path) -> None:
     sources = [
         path
-        for folder in ("scripts", "supply_chain", "tests", "benchmarks")
+        for folder in ("scripts", "supply_chain", "tests", "benchmarks", "campaigns")
         for path in (bundle_root / folder).glob("*.py")
     ]
     assert len(sources) > 40
