@@ -93,7 +93,7 @@ def run_fast_tests_first() -> None:
 
 
 def report() -> None:
-    """Print the counts per module as a Markdown table, then each mutant that was not killed, as a difference."""
+    """Print what was changed in each mutant that was not killed, then the counts per module as a Markdown table."""
     rows, left = [], []
     for path in engine.walk_mutatable_files():
         data: Any = engine.SourceFileMutationData(path=path)
@@ -102,10 +102,11 @@ def report() -> None:
         counts = Counter(status.values())
         others = sum(counts.values()) - sum(counts[column] for column in COLUMNS)
         rows.append((str(path), sum(counts.values()), *(counts[column] for column in COLUMNS), others))
-        left += [(name, found, path) for name, found in status.items() if found not in ("killed", "timeout")]
+        left += [(name, found, path) for name, found in status.items() if found not in ("killed", "not checked")]
     for name, found, path in left:
         print(f"\n# {name}: {found}")
-        print("\n".join(get_diff_for_mutant(name, path=path).splitlines()[2:]))
+        lines = get_diff_for_mutant(name, path=path).splitlines()[2:]
+        print("\n".join(line for line in lines if line[0] in "+-"))
     rows.append(("all", *(sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])))
     print("\n| module | mutants |", " | ".join(COLUMNS), "| other |\n|---|" + "---|" * (len(COLUMNS) + 2))
     for row in rows:

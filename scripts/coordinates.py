@@ -132,15 +132,6 @@ def transform_from_displacement(displacement: Tensor) -> Transform:
     return transform
 
 
-def compose(outer: Transform, inner: Transform) -> Transform:
-    """Return x -> outer(inner(x))."""
-
-    def transform(points: Tensor) -> Tensor:
-        return outer(inner(points))
-
-    return transform
-
-
 def identity_transform(points: Tensor) -> Tensor:
     """Return the points unchanged."""
     return points
@@ -210,11 +201,6 @@ def triple_product(first: Tensor, second: Tensor, third: Tensor, dim: int) -> Te
 def folding_percentage(points: Tensor) -> Tensor:
     """Percentage of grid cells with a negative Jacobian determinant; ``points`` as in :func:`jacobian_determinant`."""
     return 100.0 * (jacobian_determinant(points) < 0).float().mean()
-
-
-def resize_image(image: Tensor, shape: Sequence[int]) -> Tensor:
-    """Resize (B, C, D, H, W) to ``shape``, field of view onto field of view (voxel edges to edges), trilinear."""
-    return F.interpolate(image, size=tuple(int(n) for n in shape), mode="trilinear", align_corners=False)
 
 
 def resample_grid(values: Tensor, shape: Sequence[int]) -> Tensor:

@@ -60,10 +60,8 @@ def test_ddf_of_a_transform_is_in_voxels_and_leads_back_to_it() -> None:
     torch.testing.assert_close(shifted[0, :, 0, 0, 0], torch.tensor([2.0, 3.0, 4.0]))
 
 
-def test_compose_applies_the_inner_transform_first() -> None:
-    points = torch.full((1, 3, 1, 1, 1), 0.5)
-    transform = c.compose(lambda x: 2 * x, lambda x: x + 1)
-    torch.testing.assert_close(transform(points), torch.full_like(points, 3.0))
+def test_the_identity_returns_its_points() -> None:
+    points = torch.rand(1, 3, 1, 1, 1)
     assert c.identity_transform(points) is points
 
 
@@ -77,12 +75,11 @@ def test_jacobian_determinant_is_the_product_of_scales_and_negative_for_a_mirror
     mirror[:, 0] = 1 - mirror[:, 0]
     assert c.folding_percentage(mirror).item() == 100
     assert c.folding_percentage(grid).item() == 0
+    assert c.folding_percentage(0 * grid).item() == 0  # flat, not turned inside out
 
 
-def test_resize_keeps_the_field_of_view_and_resample_keeps_the_end_voxels() -> None:
+def test_resampling_a_grid_keeps_the_end_voxels() -> None:
     ramp = torch.arange(8.0).view(1, 1, 8, 1, 1).expand(1, 1, 8, 4, 4)
-    resized = c.resize_image(ramp, (4, 4, 4))[0, 0, :, 0, 0]
-    torch.testing.assert_close(resized, torch.tensor([0.5, 2.5, 4.5, 6.5]))
     resampled = c.resample_grid(ramp, (15, 4, 4))[0, 0, :, 0, 0]
     torch.testing.assert_close(resampled, torch.arange(15) / 2)
 
@@ -91,6 +88,30 @@ def test_the_triple_product_is_that_of_the_cross_product() -> None:
     first, second, third = torch.randn(3, 2, 3, 4, 5, 6)
     expected = (torch.linalg.cross(first, second, dim=1) * third).sum(1, keepdim=True)
     torch.testing.assert_close(c.triple_product(first, second, third, dim=1), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("voxels", [-9, -2, 0, 1, 9])
+def test_a_shifted_image_repeats_its_border(axis: int, voxels: int) -> None:
+    image = torch.rand(1, 1, 5, 6, 7)
+    padding = [0] * 6  # of the last axis first
+    padding[4 - 2 * axis : 6 - 2 * axis] = max(-voxels, 0), max(voxels, 0)
+    padded = F.pad(image, padding, mode="replicate")
+    expected = padded.narrow(axis + 2, max(voxels, 0), image.shape[axis + 2])
+    assert torch.equal(c.shift_with_border(image, axis, voxels), expected)
+
+
+def test_all_is_made_on_the_device_of_its_values() -> None:
+    values = torch.empty(1, 3, 4, 5, 6, device="meta", dtype=torch.float64)
+    assert c.identity_grid((4, 5, 6), "meta", torch.float64).device == values.device
+    for made in (
+        c.identity_grid_like(values),
+        c.extent(values),
+        c.resample_grid(values, (7, 8, 9)),
+        c.shift_with_border(values, 1, 2),
+    ):
+        assert (made.device, made.dtype) == (values.device, values.dtype)
+    assert c.to_ddf(lambda points: 2 * points, (4, 5, 6), "meta").device == values.device
 
 
 @pytest.mark.parametrize("shape", [(9, 21, 6), (3, 5, 13), (11, 7, 8)])
