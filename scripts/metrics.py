@@ -44,11 +44,10 @@ def dice_per_label(fixed: np.ndarray, warped: np.ndarray, labels: Iterable[int])
         raise ValueError(f"dice_per_label: fixed and warped must have one shape, got {fixed.shape} and {warped.shape}")
     overlap = _counts(fixed[fixed == warped])
     in_fixed, in_warped = _counts(fixed), _counts(warped)
-    scores = {}
-    for label in labels:
-        total = in_fixed.get(label, 0) + in_warped.get(label, 0)
-        scores[label] = 2 * overlap.get(label, 0) / total if total else 0.0
-    return scores
+    return {
+        label: 2 * overlap[label] / (in_fixed[label] + in_warped[label]) if label in overlap else 0.0
+        for label in labels
+    }
 
 
 def _counts(values: np.ndarray) -> dict[int, int]:
@@ -123,8 +122,6 @@ def jacobian_determinant(displacement_mm: Tensor, affine_ras: Tensor) -> Tensor:
     determinant = torch.empty(tuple(reversed(field.shape[1:])), dtype=torch.float32).permute(2, 1, 0)
     for first, last in slabs(field.shape[1:]):
         low, high = max(first - 1, 0), min(last + 1, size_k)
-        if high - low < 2:
-            low = max(high - 2, 0)
         slopes = torch.gradient(field[..., low:high], dim=(1, 2, 3))
         # column a: where one step along voxel axis a leads in the moving world, mm
         columns = [(step[:, axis] + slope)[..., first - low : last - low] for axis, slope in enumerate(slopes)]

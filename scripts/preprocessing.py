@@ -99,9 +99,8 @@ def percentile_value(values: torch.Tensor, percent: float) -> float:
     # numpy selects many times faster than torch.kthvalue, but not among as many equal values as a background has
     unordered = values.numpy().ravel(order="K")
     upper = unordered > unordered.mean(dtype=np.float64)
-    index = rank - 1 - (count - int(np.count_nonzero(upper)))
+    index = rank - 1 - (count - int(np.count_nonzero(upper)))  # below 0, it counts from the end of the lower part
     part = unordered[upper] if index >= 0 else unordered[~upper]
-    index = index if index >= 0 else rank - 1
     return float(np.partition(part, index)[index])
 
 

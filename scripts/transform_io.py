@@ -105,7 +105,7 @@ class GridTransform:
         voxels = _apply(torch.linalg.inv(self.fixed_affine), plain(points_ras_mm).double())
         return ((voxels >= -0.5) & (voxels < torch.tensor(self.shape) - 0.5)).all(dim=1)
 
-    def grid_points(self, step: int = 1) -> Tensor:
+    def grid_points(self, step: int) -> Tensor:
         """Return the world points (N, 3), RAS mm, of the fixed grid's voxel centers, of every ``step``-th per axis."""
         voxels = torch.cartesian_prod(*(torch.arange(0, n, step, dtype=torch.float64) for n in self.shape))
         return _apply(self.fixed_affine, voxels)
@@ -275,11 +275,8 @@ def write_displacement_field(displacement_mm: Tensor, affine_ras: Tensor, path: 
     Raises:
         InputError: the file can't be written.
     """
-    signs = (-1.0, -1.0, 1.0)  # RAS -> LPS
-    components = (
-        (sign * component).numpy() if sign < 0 else component.numpy()
-        for sign, component in zip(signs, plain(displacement_mm), strict=True)
-    )
+    x, y, z = plain(displacement_mm)
+    components = (component.numpy() for component in (-x, -y, z))  # RAS -> LPS
     write_nifti(path, components, plain(affine_ras).numpy(), vector=True)
 
 

@@ -51,6 +51,17 @@ def test_dice_leaves_out_the_background_and_labels_of_one_image_only() -> None:
     assert metrics.common_labels(fixed, moving) == [2]
     assert metrics.dice_per_label(fixed, np.array([[[0, 0, 3, 3]]]), [2]) == {2: 0.0}
     assert metrics.dice_per_label(fixed, fixed, [1, 2, 9]) == {1: 1.0, 2: 1.0, 9: 0.0}
+    assert metrics.dice_per_label(fixed, fixed + 5, [2]) == {2: 0.0}  # no voxel agrees
+    with pytest.raises(ValueError, match=r"one shape, got \(1, 1, 4\) and \(1, 1, 3\)"):
+        metrics.dice_per_label(fixed, moving[..., :3], [2])
+
+
+@pytest.mark.parametrize("labels", [[-3, 0, 5], [-3, 0, 70000], [70000, 0, 1]])
+def test_labels_of_any_whole_number_are_counted(labels: list[int]) -> None:
+    fixed = np.repeat(labels, [1, 2, 3])
+    assert metrics.common_labels(fixed, fixed[::-1]) == sorted({*labels} - {0})
+    assert metrics.dice_per_label(fixed, fixed[::-1], labels) == {labels[0]: 0.0, 0: 0.0, labels[2]: 0.0}
+    assert metrics.dice_per_label(fixed, np.roll(fixed, 1), labels) == {labels[0]: 0.0, 0: 0.5, labels[2]: 2 / 3}
 
 
 def test_tre_of_a_known_shift() -> None:
@@ -72,6 +83,10 @@ def test_inconsistency_counts_points_that_stay_in_the_field_of_view() -> None:
     assert metrics.inconsistency_mm(forward, GridTransform(-ddf, moving, fixed)) == pytest.approx(0, abs=1e-6)
     half = metrics.inconsistency_mm(forward, GridTransform(-0.5 * ddf, moving, fixed))
     assert half == pytest.approx(np.hypot(0.5 * 2, 1.0 * 2), abs=1e-5)
+    slope = torch.zeros(3, *SHAPE)
+    slope[2] = 0.01 * torch.arange(SHAPE[2])  # voxels; 3 mm each at the points 0, 2, ..., 16 of 18
+    still = GridTransform(torch.zeros(3, *SHAPE), fixed, fixed)
+    assert metrics.inconsistency_mm(still, GridTransform(slope, fixed, fixed)) == pytest.approx(0.01 * 8 * 3, rel=1e-5)
     away = GridTransform(ddf + 100, fixed, moving)
     assert np.isnan(metrics.inconsistency_mm(away, GridTransform(-ddf, moving, fixed)))
 
@@ -81,6 +96,9 @@ def test_folding_of_a_mirror_and_of_nothing() -> None:
     mirror = torch.stack([-2 * axis, torch.zeros(SHAPE), torch.zeros(SHAPE)])
     assert metrics.folding(GridTransform(mirror, torch.eye(4), torch.eye(4))) == pytest.approx(100)
     assert metrics.folding(GridTransform(0 * mirror, torch.eye(4), torch.eye(4))) == 0
+    for kept in (0.5, 1e-9):  # of the size; far less than float32 resolves is still not folded
+        pressed = (kept - 1) * torch.stack(torch.meshgrid(*(torch.arange(n).double() for n in SHAPE), indexing="ij"))
+        assert metrics.folding(GridTransform(pressed, torch.eye(4), torch.eye(4))) == 0
 
 
 @pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1.0, 1, -1]), oblique(23)])

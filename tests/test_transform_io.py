@@ -191,6 +191,33 @@ def test_without_displacement_carries_field_of_view_onto_field_of_view(
     assert FIXED["spacing"] != MOVING["spacing"]
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_field_ends_half_a_voxel_beyond_its_grid_as_in_itk(axis: int) -> None:
+    transform = GridTransform(torch.full((3, 4, 5, 6), 7.0), torch.eye(4), torch.eye(4))
+    size = transform.shape[axis]
+    points = torch.ones(6, 3, dtype=torch.float64)
+    points[:, axis] = torch.tensor([-0.5 - 1e-6, -0.5, 0.25, size - 0.75, size - 0.5 - 1e-6, size - 0.5])
+    reached = [False, True, True, True, True, False]
+    assert transform.reaches(points).tolist() == reached
+    for moved in (transform(points) - points, by_itk(to_itk(transform), points) - points):
+        torch.testing.assert_close(moved, 7.0 * torch.tensor(reached).double()[:, None].expand(6, 3))
+
+
+def test_points_of_the_grid_are_voxel_centers_in_the_fixed_world(forward: GridTransform) -> None:
+    voxels = np.stack(np.meshgrid(*(np.arange(0, n, 3) for n in SHAPE), indexing="ij"), axis=-1).reshape(-1, 3)
+    affine = forward.fixed_affine.numpy()
+    np.testing.assert_allclose(forward.grid_points(3), voxels @ affine[:3, :3].T + affine[:3, 3], atol=1e-9)
+
+
+def test_the_deformation_alone_keeps_to_the_fixed_world(forward: GridTransform) -> None:
+    """The transform is field of view onto field of view after the deformation alone."""
+    points = forward.grid_points(4)
+    deformed = forward.on_fixed_grid()(points)
+    assert (deformed - points).abs().max() > 1
+    start = forward.moving_affine @ torch.linalg.inv(forward.fixed_affine)
+    torch.testing.assert_close(deformed @ start[:3, :3].T + start[:3, 3], forward(points), rtol=0, atol=1e-9)
+
+
 def test_inputs_are_not_changed(tmp_path: Path, case: dict[Any, Any]) -> None:
     ddf, affine = case["forward_ddf"].clone(), case["fixed_image"].affine.clone()
     transform = GridTransform(case["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
@@ -218,6 +245,14 @@ def test_a_failing_write_leaves_nothing(
     with pytest.raises(InputError, match="No space left on device"):
         write_itk_transform(forward, tmp_path / "out" / "a.h5")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "out"]
+
+    def folder_vanishes(transform: GridTransform) -> Any:
+        (tmp_path / "out").rmdir()
+        return to_itk(transform)
+
+    monkeypatch.setattr(transform_io, "to_itk", folder_vanishes)
+    with pytest.raises(InputError, match=r"out/a\.h5' can't be written \(ITK's HDF5 writer failed\)"):
+        write_itk_transform(forward, tmp_path / "out" / "a.h5")
     with pytest.raises(ValueError, match=r"must end in \.h5"):
         write_itk_transform(forward, tmp_path / "a.txt")
 
