@@ -115,7 +115,7 @@ class UseMasksd(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, mask_keys: Sequence[str], loss_mask_keys: Sequence[str], mask_use: str = "input"
+        self, keys: KeysCollection, mask_keys: Sequence[str], loss_mask_keys: Sequence[str], mask_use: str
     ) -> None:
         super().__init__(keys)
         if mask_use not in ("input", "loss"):
@@ -145,7 +145,7 @@ class CopyLabelsd(MapTransform):
     """
 
     def __init__(self, keys: KeysCollection, output_keys: Sequence[str]) -> None:
-        super().__init__(keys, allow_missing_keys=True)
+        super().__init__(keys)
         self.output_keys = tuple(output_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

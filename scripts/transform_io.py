@@ -163,19 +163,17 @@ def displacement_field(transform: GridTransform, shape: Sequence[int], affine_ra
 
 def slabs(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield first and last + 1 along the last axis of (I, J, K), so that a slab has about a million voxels."""
-    step = max(1, SLAB_VOXELS // max(1, int(shape[0]) * int(shape[1])))
+    step = max(1, SLAB_VOXELS // (int(shape[0]) * int(shape[1])))
     for first in range(0, int(shape[2]), step):
         yield first, min(first + step, int(shape[2]))
 
 
 def lattice(matrix: Tensor, size_ij: tuple[int, int], first: int, last: int) -> Tensor:
-    """Return matrix @ (i, j, k, 1) for a slab of voxels, (last - first, 3, 1, J, I), float64.
+    """Return matrix @ (i, j, k, 1) for a slab of voxels, (last - first, 3, 1, J, I), of the matrix's type.
 
     The slices stand on the batch axis: interpolation uses all processors that way.
     """
-    i = torch.arange(size_ij[0], dtype=torch.float64)
-    j = torch.arange(size_ij[1], dtype=torch.float64)
-    k = torch.arange(first, last, dtype=torch.float64)
+    i, j, k = torch.arange(size_ij[0]), torch.arange(size_ij[1]), torch.arange(first, last)
     along_i, along_j, along_k, origin = (matrix[:3, column].view(1, 3, 1, 1, 1) for column in range(4))
     return (
         origin + k.view(-1, 1, 1, 1, 1) * along_k + j.view(1, 1, 1, -1, 1) * along_j + i.view(1, 1, 1, 1, -1) * along_i

@@ -22,10 +22,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 
 from benchmarks.pairs import reorder_axes
 from scripts.errors import InputError
-from scripts.preprocessing import ScaleByModalityd, percentile_value
+from scripts.preprocessing import MatchOrientationd, ScaleByModalityd, UseMasksd, percentile_value
 from scripts.reading import LoadVolumesd
 from tests.chain import SHAPE, chain, noise, oblique, pair, write
 
@@ -192,6 +193,18 @@ def test_loss_masks_go_along_and_leave_the_image(tmp_path: Path) -> None:
     assert "fixed_loss_mask" not in chain(mask_use="input")(case)
 
 
+def test_a_mask_of_the_moving_image_alone_is_used(tmp_path: Path) -> None:
+    mask = np.zeros((16, 21, 18), np.uint8)
+    mask[5:12, 4:20, 3:11] = 1
+    case = pair(tmp_path, moving_mask=write(tmp_path / "mask.nii.gz", mask, spacing=(1.1, 0.9, 2.0)))
+    shape = mask.shape[::-1]
+    plain, result = chain(shape)(pair(tmp_path)), chain(shape)(case)
+    expected = plain["moving_image"][0].numpy() * mask.T
+    np.testing.assert_allclose(result["moving_image"][0].numpy(), expected, atol=1e-6)
+    assert torch.equal(result["fixed_image"], plain["fixed_image"])
+    assert "moving_loss_mask" in chain(mask_use="loss")(case)
+
+
 def test_labels_reach_the_network_grid_only_together(tmp_path: Path) -> None:
     fixed_label = write(tmp_path / "fl.nii.gz", noise(low=0, high=5, seed=4))
     moving_label = write(tmp_path / "ml.nii.gz", noise((16, 21, 18), low=0, high=5), spacing=(1.1, 0.9, 2.0))
@@ -276,6 +289,28 @@ def test_one_frame_of_a_4d_file_is_selected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("modality", "value", "message"),
+    [
+        ("ct", -1000.0, r"fixed: 'from memory' has no voxel inside ct_window \[-1000.0, 1000.0\] HU"),
+        ("ct", 1000.0, "--fixed_modality mr"),
+        ("mr", 7.0, r"fixed: 'from memory' has the same value 7 at both mr_percentiles \[0.0, 99.0\]; widen them"),
+        ("pet", 0.0, "fixed_modality must be ct or mr, got 'pet'"),
+    ],
+)
+def test_an_image_that_would_become_constant_is_refused(modality: str, value: float, message: str) -> None:
+    image = MetaTensor(torch.full((1, 4, 5, 6), value))
+    with pytest.raises(InputError, match=message):
+        ScaleByModalityd(keys=["fixed"], output_keys=["fixed_image"])({"fixed": image, "fixed_modality": modality})
+
+
+def test_a_volume_of_equal_orientation_is_not_copied() -> None:
+    images = {key: MetaTensor(torch.rand(1, 4, 5, 6)) for key in ("fixed", "moving")}
+    turned = MatchOrientationd(keys=["moving", "absent"], reference_key="fixed")(images)
+    assert turned == images
+    assert turned["moving"] is images["moving"]
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"ct_window": [100, -100]}, "ct_window must be a lower and a higher number"),
@@ -286,3 +321,8 @@ def test_one_frame_of_a_4d_file_is_selected(tmp_path: Path) -> None:
 def test_bad_windows_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ScaleByModalityd(keys=["fixed"], output_keys=["fixed_image"], **options)
+
+
+def test_a_wrong_use_of_masks_is_refused() -> None:
+    with pytest.raises(InputError, match="mask_use must be input or loss, got 'both'"):
+        UseMasksd(keys=["fixed"], mask_keys=["mask"], loss_mask_keys=["loss_mask"], mask_use="both")

@@ -160,6 +160,19 @@ def test_dense_field_is_the_same_in_small_slabs(
     torch.testing.assert_close(displacement_field(forward, fixed.shape[1:], fixed.affine), whole, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((512, 512, 10), [(0, 4), (4, 8), (8, 10)]),
+        ((300, 700, 10), [(0, 4), (4, 8), (8, 10)]),
+        ((2048, 2048, 3), [(0, 1), (1, 2), (2, 3)]),
+        ((8, 9, 10), [(0, 10)]),
+    ],
+)
+def test_slabs_have_about_a_million_voxels(shape: tuple[int, int, int], expected: list[tuple[int, int]]) -> None:
+    assert list(transform_io.slabs(shape)) == expected
+
+
 def test_written_field_has_the_grid_of_the_fixed_image(
     tmp_path: Path, case: dict[Any, Any], forward: GridTransform
 ) -> None:
