@@ -235,7 +235,7 @@ def symmetric_dice_loss(
     """
     moving_classes, fixed_classes = _one_hot_of_common(moving_label.long(), fixed_label.long())
     present = (moving_classes.sum((2, 3, 4)) > 0) & (fixed_classes.sum((2, 3, 4)) > 0)
-    if required and (present.shape[1] == 0 or not present.any(dim=1).all()):
+    if required and not present.any(dim=1).all():
         raise InputError("dice_weight > 0: moving_label and fixed_label of a pair have no common label besides 0")
     if present.shape[1] == 0:
         return forward_points.sum() * 0  # part of the graph, as in other steps

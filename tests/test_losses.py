@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from scripts.coordinates import extent, identity_grid, identity_transform
 from scripts.errors import InputError
 from scripts.losses import GradICONLoss, gradicon_regularity, jitter_shape, jittered_points, symmetric_dice_loss
+from scripts.metrics import common_labels, dice_per_label
 from scripts.similarity import LNCC
 from tests.networks import random_network, random_pair
 
@@ -57,6 +59,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     expected = terms.similarity + 0.7 * terms.regularity + 0.3 * terms.dice
     torch.testing.assert_close(terms.loss, expected)
     assert min(terms.similarity, terms.regularity, terms.dice, terms.transform_magnitude) > 0
+    published = GradICONLoss(LNCC())(scaling((0.9, 1.0, 1.1)), identity_transform, moving, fixed)
+    torch.testing.assert_close(published.loss, published.similarity + 1.5 * published.regularity)
 
 
 def test_the_regularity_is_the_gradient_of_the_round_trip() -> None:
@@ -95,6 +99,28 @@ def test_each_direction_has_the_mask_of_its_target() -> None:
     assert seen[1] is masks[0]
 
 
+def test_outside_of_the_image_is_nothing() -> None:
+    one = torch.ones(1, 1, *SHAPE)
+    terms = GradICONLoss(squared_difference)(lambda points: points + 2, lambda points: points + 2, one, one)
+    assert float(terms.similarity) == 2
+
+
+def test_mass_conservation_compares_what_lies_in_the_cells() -> None:
+    moving, fixed = random_pair(SHAPE)
+    masks = (moving > 0.5).float(), (fixed > 0.5).float()
+    seen = []
+
+    def similarity(*compared: Tensor) -> Tensor:
+        seen.append(compared)
+        return squared_difference(*compared)
+
+    loss = GradICONLoss(similarity, mass_conservation=True)
+    loss(identity_transform, identity_transform, moving, fixed, moving_mask=masks[0], fixed_mask=masks[1])
+    for found, whole in zip(seen, ((moving, fixed, masks[1]), (fixed, moving, masks[0])), strict=True):
+        for values, expected in zip(found, whole, strict=True):  # the identity: determinant 1
+            torch.testing.assert_close(values, expected[..., :-1, :-1, :-1], rtol=0, atol=1e-4)
+
+
 def test_mass_is_conserved_by_a_known_compression() -> None:
     # the map doubles lengths along one axis: warped densities double as well
     image = torch.full((1, 1, *SHAPE), 0.25)
@@ -124,6 +150,35 @@ def test_dice_counts_the_labels_that_both_images_have() -> None:
     assert float(symmetric_dice_loss(moving, fixed, grid, grid)) == pytest.approx(2 * 0.5, rel=1e-4)
     shift = torch.tensor([3.0, 0, 0]).view(1, 3, 1, 1, 1) / extent(moving)
     assert float(symmetric_dice_loss(moving, fixed, grid - shift, grid + shift)) == pytest.approx(0, abs=1e-5)
+
+
+def test_dice_is_the_mean_of_the_labels_of_each_pair() -> None:
+    moving, fixed = torch.zeros(2, 3, 1, *SHAPE)
+    moving[0, :, 1:7], fixed[0, :, 4:10] = 1, 1
+    moving[0, :, 0, :4], fixed[0, :, 0, :5] = 2, 2
+    moving[0, :, 11, 3, 3], fixed[0, :, 11, 3, 2:4] = 300, 300  # one voxel against two
+    moving[1, :, 2:9], fixed[1, :, 2:4] = 2, 2
+    fixed[1, :, 11] = 300  # the moving image of this pair has none, the first pair's has
+    moving[2, :, :, 5], fixed[2, :, :, 5:7] = 1, 1
+    expected = []
+    for pair in zip(moving.numpy(), fixed.numpy(), strict=True):
+        expected.append(1 - np.mean([*dice_per_label(*pair, common_labels(*pair)).values()]))
+    grid = identity_grid(SHAPE)
+    assert min(expected) > 0.1
+    assert float(symmetric_dice_loss(moving, fixed, grid, grid)) == pytest.approx(2 * np.mean(expected), rel=1e-5)
+    moving[2] = 300  # nothing in common: refused, or counted as 0
+    with pytest.raises(InputError, match=r"^dice_weight > 0: .* of a pair have no common label besides 0$"):
+        symmetric_dice_loss(moving, fixed, grid, grid)
+    found = symmetric_dice_loss(moving, fixed, grid, grid, False)
+    assert float(found) == pytest.approx(2 * sum(expected[:2]) / 3, rel=1e-5)
+
+
+def test_pairs_without_common_labels_add_nothing_to_the_dice_loss() -> None:
+    points = identity_grid(SHAPE).requires_grad_()
+    loss = symmetric_dice_loss(torch.zeros(1, 1, *SHAPE), torch.ones(1, 1, *SHAPE), points, points, False)
+    assert loss.item() == 0
+    (gradient,) = torch.autograd.grad(loss, points)
+    assert not gradient.any()
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_native_volumes_keep_values_affine_and_type(tmp_path: Path) -> None:
         )
         assert image.dtype == torch.float32
         assert image.meta["original_dtype"] == "int16"
-        assert image.meta["filename_or_obj"] == case[key]
+        assert image.meta["filename_or_obj"] == result[f"{key}_image"].meta["filename_or_obj"] == case[key]
 
 
 def test_axes_are_reversed_before_the_network(tmp_path: Path) -> None:
@@ -315,12 +315,20 @@ def test_a_volume_of_equal_orientation_is_not_copied() -> None:
     [
         ({"ct_window": [100, -100]}, "ct_window must be a lower and a higher number"),
         ({"ct_window": "wide"}, "ct_window must be two numbers"),
-        ({"mr_percentiles": [0, 150]}, "mr_percentiles must lie within 0 and 100"),
+        ({"mr_percentiles": [0, 100.5]}, "mr_percentiles must lie within 0 and 100"),
+        ({"mr_percentiles": [-1, 99]}, "mr_percentiles must lie within 0 and 100"),
+        ({"mr_percentiles": [50, 50]}, r"^mr_percentiles must be a lower and a higher number, got \[50, 50\]$"),
     ],
 )
 def test_bad_windows_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ScaleByModalityd(keys=["fixed"], output_keys=["fixed_image"], **options)
+
+
+def test_the_whole_range_of_an_mr_can_be_kept() -> None:
+    image = MetaTensor(torch.arange(60.0).view(1, 3, 4, 5))
+    scale = ScaleByModalityd(keys=["fixed"], output_keys=["fixed_image"], mr_percentiles=(0, 100))
+    torch.testing.assert_close(scale({"fixed": image, "fixed_modality": "mr"})["fixed_image"].as_tensor(), image / 59)
 
 
 def test_a_wrong_use_of_masks_is_refused() -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import itk
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from scripts import transform_io
@@ -105,6 +107,16 @@ def test_classes_of_itk_are_found_without_its_private_files(
     torch.testing.assert_close(by_itk(to_itk(forward), points), forward(points), rtol=0, atol=1e-9)
     assert transform_io._itk_class("HDF5TransformIOTemplate").New() is not None
     assert transform_io._itk_class("TransformFileWriterTemplate").New() is not None
+
+
+def test_classes_of_itk_come_from_their_own_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transform_io, "itk", SimpleNamespace(D=itk.D))  # all else in it takes ten seconds to load
+    for arguments in (
+        ("DisplacementFieldTransform", 3),
+        ("HDF5TransformIOTemplate",),
+        ("TransformFileWriterTemplate",),
+    ):
+        assert transform_io._itk_class(*arguments).New() is not None
 
 
 @pytest.mark.parametrize(("axis", "letter"), [(0, "right"), (1, "anterior"), (2, "superior")])
@@ -274,12 +286,26 @@ def test_a_failing_write_leaves_nothing(
     ("ddf", "affine", "message"),
     [
         (torch.zeros(1, 3, 4, 4, 4), torch.eye(4), r"ddf must be \(3, D, H, W\), got \(1, 3, 4, 4, 4\)"),
+        (torch.zeros(2, 4, 4, 4), torch.eye(4), r"got \(2, 4, 4, 4\)"),
+        (torch.zeros(3, 4, 4), torch.eye(4), r"got \(3, 4, 4\)"),
         (torch.zeros(3, 4, 4, 4), torch.eye(3), r"fixed_affine must be \(4, 4\), got \(3, 3\)"),
     ],
 )
 def test_ill_shape(ddf: Tensor, affine: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GridTransform(ddf, affine, torch.eye(4))
+
+
+def test_fields_and_affines_are_kept_plain() -> None:
+    ddf = MetaTensor(torch.ones(3, 4, 5, 6, dtype=torch.float16)).requires_grad_()
+    transform = GridTransform(ddf, MetaTensor(torch.eye(4)), torch.eye(4, dtype=torch.int64))
+    for found, dtype in (
+        (transform.ddf, torch.float32),
+        (transform.fixed_affine, torch.float64),
+        (transform.moving_affine, torch.float64),
+    ):
+        assert type(found) is Tensor
+        assert (found.dtype, found.requires_grad) == (dtype, False)
 
 
 def test_float64_fields_stay_exact() -> None:
