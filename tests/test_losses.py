@@ -63,6 +63,50 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     torch.testing.assert_close(published.loss, published.similarity + 1.5 * published.regularity)
 
 
+def test_the_magnitude_is_the_mean_square_of_the_forward_displacement() -> None:
+    shift = torch.tensor([0.1, -0.2, 0.0]).view(1, 3, 1, 1, 1)
+    terms = GradICONLoss(squared_difference)(lambda x: x + shift, identity_transform, *random_pair(SHAPE))
+    assert float(terms.transform_magnitude) == pytest.approx((0.1**2 + 0.2**2) / 3, rel=1e-4)
+
+
+def test_terms_have_the_device_and_type_of_the_images() -> None:
+    image = torch.empty(2, 1, *SHAPE, device="meta", dtype=torch.float64)
+    terms = GradICONLoss(squared_difference)(identity_transform, identity_transform, image, image)
+    for name in ("loss", "similarity", "regularity", "transform_magnitude"):
+        term = getattr(terms, name)
+        assert (term.device, term.dtype) == (image.device, image.dtype), name
+
+
+def test_the_noise_of_the_regularity_is_that_of_the_generator() -> None:
+    found = [
+        GradICONLoss(squared_difference)(
+            lambda x: x + x**2, identity_transform, *random_pair(SHAPE), generator=torch.Generator().manual_seed(seed)
+        ).regularity
+        for seed in (5, 5, 6)
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("recompute", [None, False, True])
+def test_terms_are_computed_again_only_where_that_is_asked_for(recompute: bool | None) -> None:
+    calls = {"similarity": 0, "transform": 0}
+
+    def similarity(warped: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        calls["similarity"] += 1
+        return squared_difference(warped, target, mask)
+
+    factor = torch.ones((), requires_grad=True)
+
+    def transform(points: Tensor) -> Tensor:
+        calls["transform"] += 1
+        return 0.9 * factor * points
+
+    options = {} if recompute is None else {"recompute": recompute}
+    GradICONLoss(similarity)(transform, identity_transform, *random_pair(SHAPE), **options).loss.backward()
+    # the transform: once on the grid, and once in the regularity; the similarity of the way back needs no gradient
+    assert calls == ({"similarity": 3, "transform": 3} if recompute else {"similarity": 2, "transform": 2})
+
+
 def test_the_regularity_is_the_gradient_of_the_round_trip() -> None:
     # x - forward(inverse(x)) = (0.1, 0, -0.2) * x: the squares of its gradient, averaged over the three components
     points = jittered_points(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -139,6 +183,9 @@ def test_folds_are_counted_per_sample_in_the_inverse_transform() -> None:
     cells = 11 * 14 * 12
     assert float(loss(identity_transform, scaling((-1.0, 1.0, 1.0)), moving, fixed).folding) == cells
     assert float(loss(scaling((-1.0, 1.0, 1.0)), identity_transform, moving, fixed).folding) == 0
+    assert float(loss(identity_transform, scaling((0.0, 1.0, 1.0)), moving, fixed).folding) == 0  # flat
+    one_folded = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1, 1)
+    assert float(loss(identity_transform, lambda points: points * one_folded, moving, fixed).folding) == cells / 2
 
 
 def test_dice_counts_the_labels_that_both_images_have() -> None:
@@ -184,22 +231,37 @@ def test_pairs_without_common_labels_add_nothing_to_the_dice_loss() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ({}, "needs moving_label and fixed_label"),
+        ({}, "^dice_weight > 0 needs moving_label and fixed_label$"),
+        ({"fixed_label": torch.ones(1, 1, *SHAPE)}, "^dice_weight > 0 needs moving_label and fixed_label$"),
         ({"moving_label": torch.zeros(1, 1, *SHAPE), "fixed_label": torch.ones(1, 1, *SHAPE)}, "no common label"),
     ],
 )
-def test_dice_without_common_labels_is_refused(labels: dict[str, Any], message: str) -> None:
+def test_dice_without_common_labels_is_refused_or_0_where_labels_are_not_required(
+    labels: dict[str, Any], message: str
+) -> None:
+    arguments = (identity_transform, identity_transform, *random_pair(SHAPE))
     with pytest.raises(InputError, match=message):
-        GradICONLoss(LNCC(), dice_weight=1)(identity_transform, identity_transform, *random_pair(SHAPE), **labels)
+        GradICONLoss(LNCC(), dice_weight=1)(*arguments, **labels)
+    assert GradICONLoss(LNCC(), dice_weight=1, require_labels=False)(*arguments, **labels).dice == 0
+
+
+def test_dice_that_is_off_is_0() -> None:
+    moving, fixed = random_pair(SHAPE)
+    labels = {"moving_label": (moving > 0.5).float(), "fixed_label": (fixed > 0.5).float()}
+    assert GradICONLoss(LNCC())(identity_transform, identity_transform, moving, fixed, **labels).dice == 0
 
 
 def test_ill_shape() -> None:
-    with pytest.raises(ValueError, match=r"one shape .* got \(1, 1, 4, 4, 4\) and \(1, 1, 4, 4, 5\)"):
+    message = r"^GradICONLoss: .* one shape \(B, 1, D, H, W\), got \(1, 1, 4, 4, 4\) and \(1, 1, 4, 4, 5\)$"
+    with pytest.raises(ValueError, match=message):
         GradICONLoss(LNCC())(
             identity_transform, identity_transform, torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 4, 4, 5)
         )
-    with pytest.raises(ValueError, match="must not be negative"):
-        GradICONLoss(LNCC(), lambda_gradicon=-1)
+    assert GradICONLoss(LNCC(), lambda_gradicon=0, dice_weight=0).lambda_gradicon == 0
+    for weights in ((-1, 0), (1.5, -1)):
+        message = rf"^GradICONLoss: .* must not be negative, got {weights[0]} and {weights[1]}$"
+        with pytest.raises(ValueError, match=message):
+            GradICONLoss(LNCC(), lambda_gradicon=weights[0], dice_weight=weights[1])
 
 
 def test_the_gradient_reaches_all_weights_and_only_the_loss_needs_it() -> None:
