@@ -15,6 +15,7 @@ mutmut with what this code needs beside its settings: torch and ITK are loaded o
 
     python -m campaigns.mutants                          # all mutants that are new or whose function changed
     python -m campaigns.mutants 'scripts.metrics.x_*'    # these, again
+    python -m campaigns.mutants --again                  # those that survived or that no test reached, again
     python -m campaigns.mutants --report                 # the table and the survivors of the last run
 """
 
@@ -22,8 +23,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import libcst
@@ -40,16 +42,18 @@ ITK_CLASSES = (
     *("transformread", "ContinuousIndex", "GDCMImageIO", "ImageFileWriter"),
     *("DisplacementFieldJacobianDeterminantFilter", "ResampleImageFilter"),
 )
-COLUMNS = ("killed", "timeout", "survived", "no tests")
+COLUMNS = ("mutants", "killed", "survived", "no tests", "timeout", "suspicious", "not checked")
+LEFT = ("survived", "no tests", "timeout", "suspicious")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the mutants of the given names, or all that are not known yet, and print the table and the survivors."""
     if "--report" not in arguments:
+        names = [name for name, found, _ in statuses() if found in LEFT] if "--again" in arguments else arguments
         preload()
         mutate_decorated_functions()
         run_fast_tests_first()
-        engine._run(tuple(arguments), max_children=1)
+        engine._run(tuple(names), max_children=1)
     report()
 
 
@@ -92,25 +96,28 @@ def run_fast_tests_first() -> None:
     runners.run_tests = sorted_run
 
 
-def report() -> None:
-    """Print what was changed in each mutant that was not killed, then the counts per module as a Markdown table."""
-    rows, left = [], []
+def statuses() -> Iterator[tuple[str, str, Path]]:
+    """Yield name, status and module of each mutant."""
     for path in engine.walk_mutatable_files():
         data: Any = engine.SourceFileMutationData(path=path)
         data.load()
-        status = {name: engine.status_by_exit_code[code] for name, code in data.exit_code_by_key.items()}
-        counts = Counter(status.values())
-        others = sum(counts.values()) - sum(counts[column] for column in COLUMNS)
-        rows.append((str(path), sum(counts.values()), *(counts[column] for column in COLUMNS), others))
-        left += [(name, found, path) for name, found in status.items() if found not in ("killed", "not checked")]
-    for name, found, path in left:
-        print(f"\n# {name}: {found}")
-        lines = get_diff_for_mutant(name, path=path).splitlines()[2:]
-        print("\n".join(line for line in lines if line[0] in "+-"))
-    rows.append(("all", *(sum(numbers) for numbers in list(zip(*rows, strict=True))[1:])))
-    print("\n| module | mutants |", " | ".join(COLUMNS), "| other |\n|---|" + "---|" * (len(COLUMNS) + 2))
-    for row in rows:
-        print("|", " | ".join(map(str, row)), "|")
+        for name, code in data.exit_code_by_key.items():
+            status = engine.status_by_exit_code[code]
+            yield name, "killed" if status == "segfault" else status, path  # None for a pointer of ITK ends the process
+
+
+def report() -> None:
+    """Print what was changed in each mutant that was not killed, then the counts per module as a Markdown table."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for name, status, path in statuses():
+        for row in (path.name, "all"):
+            counts[row].update(["mutants", status])
+        if status not in ("killed", "not checked"):
+            lines = get_diff_for_mutant(name, path=path).splitlines()[2:]
+            print(f"\n# {name}: {status}", *(line for line in lines if line[0] in "+-"), sep="\n")
+    print("\n| module |", " | ".join(COLUMNS), "|\n|---|" + "---|" * len(COLUMNS))
+    for row in sorted(counts, key=lambda name: (name == "all", name)):
+        print(f"| {row} |", " | ".join(str(counts[row][column]) for column in COLUMNS), "|")
 
 
 if __name__ == "__main__":
