@@ -13,9 +13,8 @@
 mutmut with what this code needs beside its settings: torch and ITK are loaded once, before all forks; functions under
 ``torch.jit.unused`` and ``lru_cache`` are mutated too; the fastest tests run first; the result is a table.
 
-    python -m campaigns.mutants                          # all mutants that are new or whose function changed
-    python -m campaigns.mutants 'scripts.metrics.x_*'    # these, again
-    python -m campaigns.mutants --again                  # those that survived or that no test reached, again
+    python -m campaigns.mutants                          # all that are new, whose function changed or that survived
+    python -m campaigns.mutants 'scripts.metrics.x_*'    # these
     python -m campaigns.mutants --report                 # the table and the survivors of the last run
 """
 
@@ -43,18 +42,29 @@ ITK_CLASSES = (
     *("DisplacementFieldJacobianDeterminantFilter", "ResampleImageFilter"),
 )
 COLUMNS = ("mutants", "killed", "survived", "no tests", "timeout", "suspicious", "not checked")
-LEFT = ("survived", "no tests", "timeout", "suspicious")
+KILLED = ("killed", "segfault")  # None for a pointer of ITK ends the process
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the mutants of the given names, or all that are not known yet, and print the table and the survivors."""
+    """Run the mutants of the given names, or all that are not known to be killed; print the survivors and the table."""
     if "--report" not in arguments:
-        names = [name for name, found, _ in statuses() if found in LEFT] if "--again" in arguments else arguments
+        forget_survivors()
         preload()
         mutate_decorated_functions()
         run_fast_tests_first()
-        engine._run(tuple(names), max_children=1)
+        engine._run(tuple(arguments), max_children=1)
     report()
+
+
+def forget_survivors() -> None:
+    """Let mutmut try again what no test killed: tests may have come; it goes by the code alone."""
+    for path in engine.walk_mutatable_files():
+        data: Any = engine.SourceFileMutationData(path=path)
+        data.load()
+        for name, code in data.exit_code_by_key.items():
+            if engine.status_by_exit_code[code] not in KILLED:
+                data.exit_code_by_key[name] = None
+        data.save()
 
 
 def preload() -> None:
@@ -103,7 +113,7 @@ def statuses() -> Iterator[tuple[str, str, Path]]:
         data.load()
         for name, code in data.exit_code_by_key.items():
             status = engine.status_by_exit_code[code]
-            yield name, "killed" if status == "segfault" else status, path  # None for a pointer of ITK ends the process
+            yield name, "killed" if status in KILLED else status, path
 
 
 def report() -> None:

@@ -25,6 +25,9 @@ def test_identity_grid_runs_from_zero_to_one_along_each_tensor_axis() -> None:
     torch.testing.assert_close(grid[0, 0, :, 0, 0], torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(grid[0, 1, 0, :, 0], torch.linspace(0, 1, 4))
     torch.testing.assert_close(grid[0, 2, 0, 0, :], torch.linspace(0, 1, 5))
+    exact = c.identity_grid((4, 6, 7), dtype=torch.float64)
+    for axis, size in enumerate((4, 6, 7)):
+        assert torch.equal(exact[0, axis].select(axis, 2).unique(), torch.tensor([2 / (size - 1)], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -103,8 +106,8 @@ def test_a_shifted_image_repeats_its_border(axis: int, voxels: int) -> None:
 
 def test_all_is_made_on_the_device_of_its_values() -> None:
     values = torch.empty(1, 3, 4, 5, 6, device="meta", dtype=torch.float64)
-    assert c.identity_grid((4, 5, 6), "meta", torch.float64).device == values.device
     for made in (
+        c.identity_grid((4, 5, 6), "meta", torch.float64),
         c.identity_grid_like(values),
         c.extent(values),
         c.resample_grid(values, (7, 8, 9)),
