@@ -174,10 +174,8 @@ def lattice(matrix: Tensor, size_ij: tuple[int, int], first: int, last: int) -> 
     The slices stand on the batch axis: interpolation uses all processors that way.
     """
     i, j, k = torch.arange(size_ij[0]), torch.arange(size_ij[1]), torch.arange(first, last)
-    along_i, along_j, along_k, origin = (matrix[:3, column].view(1, 3, 1, 1, 1) for column in range(4))
-    return (
-        origin + k.view(-1, 1, 1, 1, 1) * along_k + j.view(1, 1, 1, -1, 1) * along_j + i.view(1, 1, 1, 1, -1) * along_i
-    )
+    along_i, along_j, along_k, origin = (matrix[:3, column].view(3, 1, 1, 1) for column in range(4))
+    return origin + k.view(-1, 1, 1, 1, 1) * along_k + j.view(-1, 1) * along_j + i * along_i
 
 
 def to_itk(transform: GridTransform) -> Any:

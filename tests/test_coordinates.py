@@ -12,11 +12,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from scripts import coordinates as c
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices, which PyTorch lets pass where one is "meta"."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim}
+        assert len(devices) < 2, f"{func} of tensors on {devices}"
+        return func(*args, **(kwargs or {}))
 
 
 def test_identity_grid_runs_from_zero_to_one_along_each_tensor_axis() -> None:
@@ -106,20 +119,24 @@ def test_a_shifted_image_repeats_its_border(axis: int, voxels: int) -> None:
 
 def test_all_is_made_on_the_device_of_its_values() -> None:
     values = torch.empty(1, 3, 4, 5, 6, device="meta", dtype=torch.float64)
-    for made in (
-        c.identity_grid((4, 5, 6), "meta", torch.float64),
-        c.identity_grid_like(values),
-        c.extent(values),
-        c.resample_grid(values, (7, 8, 9)),
-        c.shift_with_border(values, 1, 2),
-    ):
-        assert (made.device, made.dtype) == (values.device, values.dtype)
-    assert c.to_ddf(lambda points: 2 * points, (4, 5, 6), "meta").device == values.device
+    with OneDevice():
+        made = [
+            c.identity_grid((4, 5, 6), "meta", torch.float64),
+            c.identity_grid_like(values),
+            c.extent(values),
+            c.resample_grid(values, (7, 8, 9)),
+            c.shift_with_border(values, 1, 2),
+        ]
+        ddf = c.to_ddf(lambda points: 2 * points, (4, 5, 6), "meta")
+    assert {(result.device, result.dtype) for result in made} == {(values.device, values.dtype)}
+    assert ddf.device == values.device
 
 
 @pytest.mark.parametrize("shape", [(9, 21, 6), (3, 5, 13), (11, 7, 8)])
 def test_resampling_a_grid_is_trilinear_interpolation(shape: tuple[int, int, int]) -> None:
     values = torch.rand(2, 3, 5, 11, 8, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="longer"):
+        c.resample_grid(values, (*shape, 1))
     factor = torch.rand(2, 3, *shape, dtype=torch.float64)
     expected = F.interpolate(values, size=shape, mode="trilinear", align_corners=True)
     for found in (c.resample_grid(values, shape), c.resample_like(values, torch.empty(1, 1, *shape))):

@@ -209,6 +209,7 @@ def test_dice_is_the_mean_of_the_labels_of_each_pair() -> None:
     moving[0, :, 1:7], fixed[0, :, 4:10] = 1, 1
     moving[0, :, 0, :4], fixed[0, :, 0, :5] = 2, 2
     moving[0, :, 11, 3, 3], fixed[0, :, 11, 3, 2:4] = 300, 300  # one voxel against two
+    moving[0, :, 11, 5, 3:5], fixed[0, :, 11, 5, 3] = 4, 4
     moving[1, :, 2:9], fixed[1, :, 2:4] = 2, 2
     fixed[1, :, 11] = 300  # the moving image of this pair has none, the first pair's has
     moving[2, :, :, 5], fixed[2, :, :, 5:7] = 1, 1

@@ -26,7 +26,7 @@ from monai.data import MetaTensor
 
 from benchmarks.pairs import reorder_axes
 from scripts.errors import InputError
-from scripts.preprocessing import MatchOrientationd, ScaleByModalityd, UseMasksd, percentile_value
+from scripts.preprocessing import CopyLabelsd, MatchOrientationd, ScaleByModalityd, UseMasksd, percentile_value
 from scripts.reading import LoadVolumesd
 from tests.chain import SHAPE, chain, noise, oblique, pair, write
 
@@ -305,9 +305,16 @@ def test_an_image_that_would_become_constant_is_refused(modality: str, value: fl
 
 def test_a_volume_of_equal_orientation_is_not_copied() -> None:
     images = {key: MetaTensor(torch.rand(1, 4, 5, 6)) for key in ("fixed", "moving")}
-    turned = MatchOrientationd(keys=["moving", "absent"], reference_key="fixed")(images)
-    assert turned == images
+    images["other"] = MetaTensor(torch.rand(1, 4, 5, 6), affine=torch.diag(torch.tensor([1.0, -1, 1, 1])))
+    turned = MatchOrientationd(keys=["moving", "absent", "other"], reference_key="fixed")(images)
     assert turned["moving"] is images["moving"]
+    assert torch.equal(turned["other"].as_tensor(), images["other"].as_tensor().flip(2))
+
+
+def test_each_label_needs_a_key_for_its_copy() -> None:
+    copy = CopyLabelsd(keys=["fixed_label", "moving_label"], output_keys=["fixed_network_label"])
+    with pytest.raises(ValueError, match="shorter"):
+        copy(dict.fromkeys(["fixed_label", "moving_label"], torch.ones(1, 2, 2, 2)))
 
 
 @pytest.mark.parametrize(
