@@ -55,9 +55,9 @@ def _identity_grid(depth: int, height: int, width: int, like: Tensor) -> Tensor:
     axis_h = torch.arange(height, device=like.device, dtype=like.dtype) / (height - 1)
     axis_w = torch.arange(width, device=like.device, dtype=like.dtype) / (width - 1)
     grid_d = axis_d.view(depth, 1, 1).expand(depth, height, width)
-    grid_h = axis_h.view(1, height, 1).expand(depth, height, width)
-    grid_w = axis_w.view(1, 1, width).expand(depth, height, width)
-    return torch.stack([grid_d, grid_h, grid_w], dim=0).unsqueeze(0)
+    grid_h = axis_h.view(height, 1).expand(depth, height, width)
+    grid_w = axis_w.expand(depth, height, width)
+    return torch.stack([grid_d, grid_h, grid_w]).unsqueeze(0)
 
 
 def identity_grid_like(image: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def gradicon_regularity(forward_transform: Transform, inverse_transform: Transfo
         points: (1 or B, 3, d, h, w), normalized, where it is evaluated.
     """
 
-    steps = _STEP * torch.eye(3, device=points.device, dtype=points.dtype).view(3, 1, 3, 1, 1, 1)
+    steps = _STEP * torch.eye(3, device=points.device, dtype=points.dtype).view(3, 3, 1, 1, 1)
     # all points in one call: each call makes gradients of the whole fields
     at = torch.cat([points, *(points + step for step in steps)], dim=2)
     center, *stepped = (at - forward_transform(inverse_transform(at))).chunk(4, dim=2)

@@ -71,6 +71,7 @@ def test_one_image_serves_a_batch_of_points() -> None:
 
 def test_ddf_of_a_transform_is_in_voxels_and_leads_back_to_it() -> None:
     ddf = torch.randn(1, 3, 5, 6, 7)
+    assert torch.equal(c.extent(ddf), torch.tensor([4.0, 5, 6]).view(1, 3, 1, 1, 1))
     torch.testing.assert_close(c.to_ddf(c.from_ddf(ddf), (5, 6, 7)), ddf, atol=1e-4, rtol=0)
     shifted = c.to_ddf(lambda points: points + 0.5, (5, 7, 9))
     torch.testing.assert_close(shifted[0, :, 0, 0, 0], torch.tensor([2.0, 3.0, 4.0]))

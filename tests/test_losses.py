@@ -34,7 +34,7 @@ def squared_difference(warped: Tensor, target: Tensor, mask: Tensor | None = Non
 
 
 def scaling(factors: tuple[float, float, float]) -> Callable[[Tensor], Tensor]:
-    return lambda points: points * torch.tensor(factors).view(1, 3, 1, 1, 1)
+    return lambda points: points * points.new_tensor(factors).view(1, 3, 1, 1, 1)
 
 
 def test_identical_images_under_the_identity_cost_nothing() -> None:
@@ -112,6 +112,8 @@ def test_the_regularity_is_the_gradient_of_the_round_trip() -> None:
     points = jittered_points(SHAPE, generator=torch.Generator().manual_seed(0))
     regularity = gradicon_regularity(scaling((0.9, 1.0, 1.2)), identity_transform, points)
     assert float(regularity) == pytest.approx((0.1**2 + 0.2**2) / 3, rel=1e-3)
+    exact = gradicon_regularity(scaling((0.9, 1.0, 1.2)), identity_transform, points.double())
+    assert float(exact) == pytest.approx((0.1**2 + 0.2**2) / 3, rel=1e-9)
 
 
 def test_the_points_are_every_second_voxel_with_seeded_noise() -> None:
