@@ -123,6 +123,7 @@ def test_the_points_are_every_second_voxel_with_seeded_noise() -> None:
     torch.testing.assert_close(jittered_points(SHAPE, torch.ones(jitter_shape(SHAPE))), centers + 2 / 13)
     double = jittered_points(SHAPE, torch.zeros(jitter_shape(SHAPE)), dtype=torch.float64)
     assert torch.equal(double, identity_grid(SHAPE, dtype=torch.float64)[:, :, ::2, ::2, ::2])
+    assert jittered_points(SHAPE, torch.zeros(jitter_shape(SHAPE), dtype=torch.float64)).dtype == torch.float32
     elsewhere = jittered_points(SHAPE, generator=torch.Generator(), device="meta", dtype=torch.float64)
     assert (elsewhere.device.type, elsewhere.dtype) == ("meta", torch.float64)
     state = torch.get_rng_state()
