@@ -65,7 +65,8 @@ def forget_survivors() -> None:
         for name, code in data.exit_code_by_key.items():
             if engine.status_by_exit_code[code] not in KILLED:
                 data.exit_code_by_key[name] = None
-        data.save()
+        if data.exit_code_by_key:  # else this is the first run
+            data.save()
 
 
 def preload() -> None:
