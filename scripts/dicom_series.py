@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 TAGS = (
     *("SeriesInstanceUID", "SeriesDescription", "Modality", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("SeriesDate", "Rows", "NumberOfFrames"),
+    *("SeriesDate", "Rows", "NumberOfFrames", "PhotometricInterpretation"),
 )
+GRAY = ("MONOCHROME2", "MONOCHROME1")
 MOST_TILT_DEGREES = 0.5
 EVEN = 0.02  # gaps that differ by less than this from the median gap are even (positions are rounded)
 
@@ -44,6 +45,8 @@ class Slice(NamedTuple):
     """Center of the first voxel, LPS mm."""
     orientation: tuple[float, ...]
     """Directions of the rows and the columns, LPS."""
+    photometric: str
+    """PhotometricInterpretation."""
 
 
 class Series(NamedTuple):
@@ -81,7 +84,8 @@ def _series(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
     for path, header in files:
         position = _numbers(path, header, "ImagePositionPatient", (0, 0, 0))
         orientation = _numbers(path, header, "ImageOrientationPatient", (1, 0, 0, 0, 1, 0))
-        slices.append(Slice(path, (position[0], position[1], position[2]), orientation))
+        photometric = _text(path, header, "PhotometricInterpretation", GRAY[0])
+        slices.append(Slice(path, (position[0], position[1], position[2]), orientation, photometric))
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
     slices.sort(key=lambda one: (float(np.dot(normal, one.position)), one.path))
     description, modality = (_text(*files[0], *tag) for tag in (("SeriesDescription", ""), ("Modality", "?")))
@@ -125,8 +129,12 @@ def check_gray(path: str) -> None:
         kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     except Exception:  # ITK says what is wrong
         return
-    if kind.strip() not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputFileError(f"'{path}' is a color image ({kind}); give a series of gray images")
+    _refuse_color(path, kind)
+
+
+def _refuse_color(path: str, photometric: str) -> None:
+    if photometric.strip() not in GRAY:
+        raise InputFileError(f"'{path}' is a color image ({photometric}); give a series of gray images")
 
 
 def choose_series(folder: str, uid: str | None = None) -> Series:
@@ -166,6 +174,8 @@ def gaps_mm(folder: str, series: Series) -> np.ndarray:
         InputError: the slices do not make one volume: turned against each other, at one place, or a tilted gantry.
     """
     slices = series.slices
+    for one in slices:
+        _refuse_color(one.path, one.photometric)
     positions, orientations = (np.array([getattr(s, key) for s in slices]) for key in ("position", "orientation"))
     if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise InputError(

@@ -25,6 +25,7 @@ import torch
 
 from .coordinates import extent, identity_grid, jacobian_determinant, sample
 from .errors import InputError, InputFileError
+from .file_form import check_regular
 from .reading import itk_reason, read_file
 
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".mat", ".txt", ".tfm")
@@ -45,6 +46,10 @@ def read_transform(path: str) -> Any:
     Raises:
         InputFileError: the file can't be read, or is not a 3-D transform.
     """
+    try:
+        check_regular(path)
+    except InputFileError as error:
+        raise InputFileError(f"transform {error}") from error
     name = path.lower()
     if name.endswith(FIELD_SUFFIXES):
         return _composite([_read_field(path)])

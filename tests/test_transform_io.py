@@ -266,16 +266,12 @@ def test_a_failing_write_leaves_nothing(
     def broken(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(transform_io, "to_itk", broken)
+    monkeypatch.setattr(transform_io, "reserve", broken)
     with pytest.raises(InputError, match="No space left on device"):
         write_itk_transform(forward, tmp_path / "out" / "a.h5")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "out"]
 
-    def folder_vanishes(transform: GridTransform) -> Any:
-        (tmp_path / "out").rmdir()
-        return to_itk(transform)
-
-    monkeypatch.setattr(transform_io, "to_itk", folder_vanishes)
+    monkeypatch.setattr(transform_io, "reserve", lambda *_: (tmp_path / "out").rmdir())
     with pytest.raises(InputError, match=r"out/a\.h5' can't be written \(ITK's HDF5 writer failed\)"):
         write_itk_transform(forward, tmp_path / "out" / "a.h5")
     with pytest.raises(ValueError, match=r"must end in \.h5"):
