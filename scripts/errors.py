@@ -21,7 +21,10 @@ MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "
 
 
 class InputError(ValueError):
-    """An option, a file or its content can't be used; the message says what to do."""
+    """An option, a file or its content can't be used; the message, always one line, says what to do."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\\n".join(str(message).splitlines()))  # file names and contents may have line ends
 
 
 class InputFileError(InputError, FileNotFoundError):

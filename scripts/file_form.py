@@ -47,9 +47,10 @@ def check_regular(path: str) -> None:
     for name in (path, *_data_files(path)):
         try:
             mode = Path(name).stat().st_mode
-        except OSError as error:
+        except (OSError, ValueError) as error:  # of a null byte in the name
+            reason = getattr(error, "strerror", None) or error
             where = "" if name == path else f", where the header of '{path}' says its voxels are,"
-            raise InputFileError(f"'{name}'{where} can't be read ({error.strerror}); give an existing file") from error
+            raise InputFileError(f"'{name}'{where} can't be read ({reason}); give an existing file") from error
         if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and name == path)):
             where = "" if name == path else f", where the header of '{path}' says its voxels are,"
             raise InputFileError(f"'{name}'{where} is a pipe, a device or a folder, not a file; give a file")

@@ -35,6 +35,7 @@ from .reading import itk_reason
 POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk")
 Points = np.ndarray  # (N, 3), world LPS mm
 Carry = Callable[[Points], Points]
+_LEAST_POINT = 6  # bytes of a point in VTK: three numbers and what parts them
 _SLICER_SPACES = {"LPS": "LPS", "1": "LPS", "RAS": "RAS", "0": "RAS"}
 
 
@@ -168,12 +169,20 @@ def _markups(path: str, carry: Carry, out: Path, space: str) -> int:
 
 def _vtk(path: str, carry: Carry, out: Path, space: str) -> int:
     with open(path, "rb") as file:
-        title = file.read(512).split(b"\n")[1:2]
+        start = file.read(4096)
+    title, claim = start.split(b"\n")[1:2], re.search(rb"POINTS\s+(\d+)", start)
+    size = Path(path).stat().st_size
+    if claim and int(claim[1]) * _LEAST_POINT > size:  # memory would be taken for them
+        raise InputFileError(f"landmarks '{path}' says it has {int(claim[1])} points, but has only {size} bytes")
     named = re.search(rb"SPACE=(LPS|RAS)", title[0]) if title else None
     try:
         mesh = itk.meshread(path)
-    except (RuntimeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of many kinds: the library's, and those of its wrapping
         raise InputFileError(f"landmarks '{path}' can't be read: {itk_reason(error)}") from error
+    if mesh.GetNumberOfPoints() == 0:
+        raise InputError(f"landmarks '{path}' holds no points")
     points = itk.array_from_vector_container(mesh.GetPoints()).astype(np.float64).reshape(-1, 3)
     carried = _in_space(points, carry, named[1].decode() if named else space, path)
     mesh.SetPoints(itk.vector_container_from_array(np.ascontiguousarray(carried, dtype=np.float32).ravel()))
