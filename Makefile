@@ -9,7 +9,7 @@ MONAILABEL := .venv-monailabel
 MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .venv-tools
 
-.PHONY: demo test lint bench fuzz soak faults mutants matrix clean monailabel test-monailabel lock audit licenses sbom
+.PHONY: demo test lint bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom
 
 demo: $(VENV)/.installed
 	$(PY) -m scripts.example_pair $(EXAMPLE)/pair
@@ -31,6 +31,22 @@ bench: $(VENV)/.installed-dev
 	$(PY) -m benchmarks.performance
 	$(PY) -m benchmarks.dev_pairs
 	$(PY) -m benchmarks.methods
+
+# what tries to break it (docs/robustness.md); CI runs samples of it with the tests
+fuzz: $(VENV)/.installed-dev
+	$(PIP) -r requirements-campaigns.txt
+	OMP_NUM_THREADS=1 $(PY) -m campaigns.fuzz --count 12000
+	OMP_NUM_THREADS=1 $(PY) -m campaigns.fuzz_bytes --runs 20000
+
+soak: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m campaigns.soak
+
+faults: $(VENV)/.installed-dev
+	$(PY) -m campaigns.faults
+
+coverage: $(VENV)/.installed-dev
+	$(PIP) -r requirements-campaigns.txt
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --cov --cov-report=term:skip-covered
 
 mutants: $(VENV)/.installed-dev
 	$(PIP) -r requirements-campaigns.txt
@@ -84,4 +100,4 @@ $(TOOLS)/.installed: supply_chain/tools.lock
 	touch $@
 
 clean:
-	rm -rf output mutants .mypy_cache .pytest_cache .ruff_cache
+	rm -rf output mutants .coverage* .mypy_cache .pytest_cache .ruff_cache
