@@ -16,7 +16,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -58,9 +58,15 @@ def reserve(path: str | os.PathLike[str], size: int) -> None:
         OSError: there is no room, or no permission.
     """
     with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):
+        try:
             os.posix_fallocate(file.fileno(), 0, size)
-        elif shutil.disk_usage(Path(path).parent).free < size:
+            return
+        except AttributeError:  # macOS, Windows
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+        if shutil.disk_usage(Path(path).parent).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -78,11 +84,17 @@ def remove(path: str | os.PathLike[str]) -> None:
         raise unwritable(path, error.strerror or error) from error
 
 
-def sweep(folder: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left half written in a folder."""
+def sweep(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Remove what killed processes left half written in a folder.
+
+    Args:
+        folder: of results.
+        names: of the results; other files that happen to be named alike stay.
+    """
+    wanted = set(names)
     for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
-        temporary = re.match(r"\.(\d+)\.", path.name)  # of `replacing` and of scripts.dicom_output
-        if temporary and not _runs(int(temporary[1])):
+        temporary = re.match(r"\.(\d+)\.(.*)", path.name)  # of `replacing` and of scripts.dicom_output
+        if temporary and temporary[2] in wanted and not _runs(int(temporary[1])):
             with suppress(InputError):
                 remove(path)
 

@@ -187,7 +187,7 @@ def run_cohort(
     """
     with alone_in(output_dir, rank):
         for case in cases:
-            sweep(case["case_dir"])
+            sweep(case["case_dir"], OUTPUT_NAMES)
         _run_all(evaluator, queue, postprocessing, len(cases), progress)
 
 

@@ -56,6 +56,8 @@ class Series(NamedTuple):
     description: str
     modality: str
     slices: tuple[Slice, ...]
+    problem: str | None = None
+    """Why it can't be used."""
 
     def __str__(self) -> str:
         """Return what a person needs to choose."""
@@ -76,7 +78,15 @@ def list_series(folder: str) -> list[Series]:
         if "SeriesInstanceUID" in header and "Rows" in header:
             uid = _text(str(path), header, "SeriesInstanceUID", "")
             found.setdefault(uid, []).append((str(path), header))
-    return [_series(uid, files) for uid, files in sorted(found.items())]
+    return [_series_or_problem(uid, files) for uid, files in sorted(found.items())]
+
+
+def _series_or_problem(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
+    """Return a series; one that is broken does no harm to others in the folder."""
+    try:
+        return _series(uid, files)
+    except InputFileError as error:
+        return Series(uid, "broken", "?", (), str(error))
 
 
 def _series(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
@@ -84,7 +94,7 @@ def _series(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
     for path, header in files:
         position = _numbers(path, header, "ImagePositionPatient", (0, 0, 0))
         orientation = _numbers(path, header, "ImageOrientationPatient", (1, 0, 0, 0, 1, 0))
-        photometric = _text(path, header, "PhotometricInterpretation", GRAY[0])
+        photometric = _text(path, header, "PhotometricInterpretation", "")
         slices.append(Slice(path, (position[0], position[1], position[2]), orientation, photometric))
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
     slices.sort(key=lambda one: (float(np.dot(normal, one.position)), one.path))
@@ -126,14 +136,14 @@ def check_gray(path: str) -> None:
     try:
         tags = ["PhotometricInterpretation", "SamplesPerPixel"]
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
-        kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
+        kind = str(header.get("PhotometricInterpretation") or "")
     except Exception:  # ITK says what is wrong
         return
     _refuse_color(path, kind)
 
 
 def _refuse_color(path: str, photometric: str) -> None:
-    if photometric.strip() not in GRAY:
+    if photometric.strip().upper() not in ("", *GRAY):  # without it, ITK takes it for gray
         raise InputFileError(f"'{path}' is a color image ({photometric}); give a series of gray images")
 
 
@@ -159,12 +169,18 @@ def choose_series(folder: str, uid: str | None = None) -> Series:
                 f"'{folder}' holds {len(series)} DICOM series: {listed}; choose one by its UID (fixed_series or"
                 " moving_series of a registration), or move it to its own folder"
             )
-        return series[0]
+        return _usable(series[0])
     matching = [one for one in series if one.uid == uid] or [one for one in series if one.uid.endswith(f".{uid}")]
     if len(matching) != 1:
         what = "no" if not matching else "more than one"
         raise InputError(f"'{folder}' holds {what} DICOM series with the UID '{uid}'; it holds {listed}")
-    return matching[0]
+    return _usable(matching[0])
+
+
+def _usable(series: Series) -> Series:
+    if series.problem is not None:
+        raise InputFileError(series.problem)
+    return series
 
 
 def gaps_mm(folder: str, series: Series) -> np.ndarray:

@@ -15,6 +15,7 @@ ITK takes missing voxels of NIfTI for zeros, waits for ever at a pipe, and alloc
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import zlib
@@ -35,6 +36,8 @@ LEAST_SLOPE = 1e-15
 LONGEST_FIELD = 500  # of an NRRD header, characters
 MOST_SHRUNK = 1100  # zlib makes data smaller by up to 1032 times
 _HEADER_BYTES = 65536
+_QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_FREE_TEXT = (b"#", b"content:", b"labels:", b"units:", b"sample units:")  # of NRRD, of any length
 _DATA_FILE = re.compile(rb"(?im)^(?:data[ ]?file:|ElementDataFile\s*=)[ \t]*([^\r\n]*)")
 
 
@@ -64,7 +67,7 @@ def _data_files(path: str) -> Iterator[str]:
         found = _DATA_FILE.search(file.read(_HEADER_BYTES))
     if found is None:
         return
-    named = found[1].decode("utf-8", "replace").strip()
+    named = os.fsdecode(found[1].strip())
     if "%" not in named and not re.fullmatch(r"(?i)LOCAL|LIST.*|", named):  # patterns and lists are ITK's to read
         yield str(Path(path).parent / named)
 
@@ -80,8 +83,10 @@ def check_nrrd(path: str) -> None:
     with open(path, "rb") as file:
         header = file.read(_HEADER_BYTES).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
     for line in header.splitlines():
-        if len(line) > LONGEST_FIELD and not line.startswith(b"#") and b":=" not in line:
-            raise InputFileError(f"'{path}' is no NRRD file: its header has a field of {len(line)} characters")
+        if len(line) > LONGEST_FIELD and not line.lower().startswith(_FREE_TEXT) and b":=" not in line:
+            raise InputFileError(
+                f"'{path}': its NRRD header has a field of {len(line)} characters; shorten or remove the field"
+            )
 
 
 def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None:
@@ -106,8 +111,11 @@ def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None
     if Path(path).is_file() and path.lower().endswith((".nrrd", ".mha")):
         held = Path(path).stat().st_size
         with open(path, "rb") as file:
-            doubly_packed = b"bz" in file.read(_HEADER_BYTES).lower()
-        if voxels * bytes_per_voxel > MOST_SHRUNK * held and not doubly_packed:
+            start = file.read(_HEADER_BYTES)
+        detached = _DATA_FILE.search(start)
+        is_elsewhere = detached is not None and detached[1].strip().upper() != b"LOCAL"
+        doubly_packed = b"bz" in start.lower()
+        if voxels * bytes_per_voxel > MOST_SHRUNK * held and not (is_elsewhere or doubly_packed):
             raise InputFileError(f"'{path}' says it has {size} voxels, but has only {held} bytes; copy it again")
 
 
@@ -123,20 +131,22 @@ def check_complete(path: str) -> None:
     if header is None:
         return
     begins, voxels = float(header["vox_offset"]), path
-    if header["magic"].item().startswith(b"n+") and not begins >= NIFTI_DATA:  # each reader begins elsewhere then
+    if _magic(header).startswith(b"n+") and not begins >= NIFTI_DATA:  # each reader begins elsewhere then
         raise InputFileError(
             f"'{path}' says that its voxels begin at byte {begins:g}, inside its header; repair vox_offset, which is"
             f" {NIFTI_DATA} or more"
         )
-    if path.lower().endswith(".hdr"):  # they lie beside it
-        voxels = next(
-            (str(found) for end in (".img", ".img.gz") if (found := Path(path).with_suffix(end)).exists()), ""
-        )
+    if path.lower().endswith(".hdr"):
+        voxels = _beside(path, (".img", ".img.gz")) or ""
         if not voxels:
             raise InputFileError(f"'{path}' has no .img file beside it, in which its voxels are; copy that one, too")
     dims = [int(size) for size in header["dim"]]
     count = int(np.prod([max(size, 1) for size in dims[1 : dims[0] + 1]], dtype=object))
-    needed = begins + count * int(header["bitpix"]) // 8
+    try:
+        bits = 8 * header.get_data_dtype().itemsize
+    except nib.spatialimages.HeaderDataError:  # a type that ITK may know
+        bits = int(header["bitpix"])
+    needed = max(begins, 0) + count * bits // 8
     length = _length(voxels)
     if length < needed:
         raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed:g}; copy it again")
@@ -151,17 +161,17 @@ def check_nifti_numbers(path: str) -> None:
         InputFileError: naming the file.
     """
     header = nifti_header(path)
-    if header is None or "sform_code" not in header:
+    if header is None or not _magic(header):
         return
     if 0 < abs(float(header["scl_slope"])) < LEAST_SLOPE:
         raise InputFileError(f"'{path}' has scl_slope = {float(header['scl_slope']):g} in its header; repair it")
-    used = ["pixdim"]
-    used += ["srow_x", "srow_y", "srow_z"] if header["sform_code"] > 0 else []
-    used += ["quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"][
-        : 6 * (header["qform_code"] > 0)
-    ]
-    for name in used:
-        values = np.atleast_1d(header[name])[:4]
+    used = {"pixdim": slice(1, 4)}
+    if header["sform_code"] > 0:
+        used |= {"srow_x": slice(4), "srow_y": slice(4), "srow_z": slice(4)}
+    elif header["qform_code"] > 0:
+        used |= {name: slice(1) for name in _QFORM}
+    for name, part in used.items():
+        values = np.atleast_1d(header[name])[part]
         if not np.isfinite(values).all():
             raise InputFileError(f"'{path}' has {name} = {values.tolist()} in its header, not all numbers; repair it")
 
@@ -169,9 +179,12 @@ def check_nifti_numbers(path: str) -> None:
 def nifti_header(path: str) -> Any:
     """Return the header of a NIfTI or Analyze file as it is written, unchecked, or None for other files.
 
-    nibabel's ``load`` takes scaling and offset out of it, and repairs some of it.
+    nibabel's ``load`` takes scaling and offset out of it, and repairs some of it. Of ``.img`` it lies in another file.
     """
-    if not path.lower().endswith((".nii", ".nii.gz", ".hdr")):
+    name = path.lower()
+    if name.endswith((".img", ".img.gz")):
+        path = _beside(path, (".hdr",)) or path
+    elif not name.endswith((".nii", ".nii.gz", ".hdr")):
         return None
     try:
         with ImageOpener(path) as file:
@@ -205,10 +218,23 @@ def _uncompressed_length(path: str) -> int:
     return length
 
 
+def _magic(header: Any) -> bytes:
+    """Return n+1 or ni1 of NIfTI, nothing of Analyze, which has other fields in the places of scale and matrices."""
+    found = bytes(header["magic"].item())
+    return found if found.startswith((b"n+", b"ni")) else b""
+
+
+def _beside(path: str, suffixes: tuple[str, ...]) -> str | None:
+    """Return the other file of a pair, if it is there."""
+    start = Path(path).with_suffix("") if path.lower().endswith(".gz") else Path(path)
+    found = (start.with_suffix(case) for suffix in suffixes for case in (suffix, suffix.upper()))
+    return next((str(other) for other in found if other.is_file()), None)
+
+
 def lost_intercept(path: str) -> float:
     """Return what ITK adds to the voxels of a NIfTI file though its slope is 0, which says that nothing is scaled."""
     header = nifti_header(path)
-    if header is None or "scl_inter" not in header or float(header["scl_slope"]) != 0:
+    if header is None or not _magic(header) or float(header["scl_slope"]) != 0:
         return 0.0
     intercept = float(header["scl_inter"])
     return intercept if np.isfinite(intercept) else 0.0

@@ -12,11 +12,13 @@
 
 MONAI evaluates any text that starts with ``$`` and builds any object whose ``_target_`` is named, also where a command
 line, an API or a web form passed it for a plain value. :func:`refuse_code_of_command` stands first in a workflow's
-``initialize:`` list, before an option is used; :func:`scripts.workflow.run_workflow` calls :func:`refuse_code`.
+``run:`` list, before an option is used (there is no ``initialize:``, where MONAI does not find this code yet);
+:func:`scripts.workflow.run_workflow` calls :func:`refuse_code`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,7 +45,9 @@ def refuse_code(options: Mapping[str, Any]) -> None:
         InputError: naming the option and its value.
     """
     for option, value in options.items():
-        found = next(_code(value), None)
+        # part_::_target_ would change what is built
+        named = [part for part in re.split("::|#", option.lstrip("+")) if re.fullmatch(r"_\w+_", part)]
+        found = f"{named[0]}: {value}" if named else next(_code(value), None)
         if found is not None:
             raise InputError(
                 f"{option}: expected a plain value, got the code {found!r}, which is taken from config files only; put"

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import torch
+
 from .atomic import unwritable
 from .errors import InputError
 
@@ -26,28 +28,62 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+_held: set[int] = set()  # descriptors
+
+
+def _close_in_child() -> None:
+    """Leave the lock to the parent: a data loader's process lives on for seconds after a killed one."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
 @contextmanager
 def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if missing, while the context lasts.
 
-    The system's lock is on the folder itself, so there is no file of it, and it ends with the process.
+    The system's lock is on the folder itself, so there is no file of it, and it ends with the process. Of the processes
+    of one run the first one locks, before the others go on and until all of them are at the context's end.
 
     Args:
         folder: where results go.
-        rank: of this process among those of one run; only the first one locks.
+        rank: of this process.
 
     Raises:
         InputError: another run works there, or the folder can't be made.
     """
-    if fcntl is None or rank > 0:
+    if rank > 0:
+        _meet()
         yield
+        _meet()
         return
     is_new = not Path(folder).exists()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise unwritable(folder, error.strerror or error) from error
+    try:
+        with _locked(folder):
+            _meet()
+            yield
+            _meet()
+    finally:
+        if is_new:
+            with suppress(OSError):  # there are results in it
+                Path(folder).rmdir()
+
+
+@contextmanager
+def _locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    _held.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,7 +95,11 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
             pass
         yield
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
-        if is_new:
-            with suppress(OSError):  # there are results in it
-                Path(folder).rmdir()
+
+
+def _meet() -> None:
+    """Wait for the other processes of this run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

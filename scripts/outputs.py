@@ -75,7 +75,7 @@ class RemoveOldResultsd(Transform):
         """Return the case as it is."""
         for name in OUTPUT_NAMES:
             remove(Path(data["case_dir"]) / name)
-        sweep(data["case_dir"])
+        sweep(data["case_dir"], OUTPUT_NAMES)
         return dict(data)
 
 

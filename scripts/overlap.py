@@ -109,10 +109,9 @@ def run_cases(
     Raises:
         InputError: another run works in ``output_dir``.
     """
-    if cases == 0:
-        return
     with alone_in(output_dir, rank):
         try:
-            evaluator.run()
+            if cases:
+                evaluator.run()
         finally:
             postprocessing.finish()

@@ -141,7 +141,7 @@ def read_file(path: str) -> Any:
     except Exception as error:  # of many kinds: the library's, and those of its wrapping
         raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
     added = lost_intercept(path)
-    if added:
+    if added and not np.issubdtype(itk.array_view_from_image(image).dtype, np.integer):
         values = itk.array_view_from_image(image)  # floats: ITK has scaled them
         values -= values.dtype.type(added)
     return image
@@ -232,9 +232,9 @@ def count_hidden_non_finite(path: str, frame: int | None = None) -> int:
         if image.get_data_dtype().kind != "f":
             return 0
         values = np.asanyarray(image.dataobj)
-    except (
-        Exception
-    ):  # of many kinds. ITK read it: a MetaImage of that name, say, or with a header that nibabel refuses
+    except MemoryError:
+        raise
+    except Exception:  # of many kinds: no NIfTI, though ITK read it, or a header that nibabel refuses
         return 0
     values = values[..., frame or 0] if values.ndim == 4 else values
     return int(values.size - np.count_nonzero(np.isfinite(values)))

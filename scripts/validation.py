@@ -72,7 +72,7 @@ def check_header(option: str, path: str, frame: int | None = None, series: str |
     spacing = np.array(header.spacing[:3])
     if not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
         raise InputError(f"{named} has the spacing {shape_text_mm(spacing)}; it must be above zero: repair the header")
-    if abs(np.linalg.det(header.direction[:3, :3])) < 1e-6:
+    if not abs(np.linalg.det(header.direction[:3, :3])) >= 1e-6:
         raise InputError(f"{named} has axes that do not span space (non-invertible affine); repair the header")
     return header
 

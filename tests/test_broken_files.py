@@ -13,7 +13,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,13 @@ from scripts.validation import CheckLabelsd, check_header
 from tests.test_dicom import ramp, write_series
 
 VALUES = voxels(np.random.default_rng(0))
+
+
+@pytest.fixture(autouse=True)
+def _no_hang() -> Iterator[None]:
+    signal.alarm(240)  # ends the process: what waits in a library hears no exception
+    yield
+    signal.alarm(0)
 
 
 def nifti(folder: Path, values: np.ndarray = VALUES, **fields: tuple[int, str, Any]) -> str:
@@ -131,7 +140,8 @@ def test_a_giant_is_refused_before_memory_is_taken(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("suffix", ["nrrd", "mha"])
-def test_a_small_file_that_claims_much_is_refused(tmp_path: Path, suffix: str) -> None:
+def test_a_small_file_that_claims_much_is_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_form, "available_memory", lambda: 2**40)
     sizes = "500 600 400"
     text = (
         NRRD.format(type="short", sizes=sizes, encoding="gzip") + "\n"
@@ -142,12 +152,26 @@ def test_a_small_file_that_claims_much_is_refused(tmp_path: Path, suffix: str) -
     assert "has only" in refusal(str(tmp_path / f"a.{suffix}"))
 
 
+@pytest.mark.parametrize("suffix", ["nrrd", "mha"])
+def test_voxels_in_another_file_may_be_more_than_the_header(tmp_path: Path, suffix: str) -> None:
+    values = np.arange(80**3, dtype=np.int16).reshape(80, 80, 80)
+    (tmp_path / "a.raw").write_bytes(values.tobytes(order="F"))
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(
+        NRRD.format(type="short", sizes="80 80 80", encoding="raw") + "data file: a.raw\n"
+        if suffix == "nrrd"
+        else MHA.format(type="MET_SHORT", sizes="80 80 80").replace("LOCAL", "a.raw")
+    )
+    np.testing.assert_array_equal(load(str(path))[0].numpy(), values)
+
+
 def test_a_long_nrrd_field_does_not_end_the_process(tmp_path: Path) -> None:
     good = NRRD.format(type="short", sizes="5 6 4", encoding="raw")
     path = tmp_path / "a.nrrd"
     path.write_bytes((good.replace("sizes: 5 6 4", "sizes:" + "A" * 5000) + "\n").encode() + bytes(240))
     assert "field of 5006 characters" in refusal(str(path))
-    path.write_bytes((good + "# " + "A" * 5000 + "\n\n").encode() + VALUES.tobytes(order="F"))
+    long = "# " + "A" * 5000 + "\ncontent: " + "B" * 5000 + "\nkey:=" + "C" * 5000
+    path.write_bytes((good + long + "\n\n").encode() + VALUES.tobytes(order="F"))
     np.testing.assert_array_equal(load(str(path))[0].numpy(), VALUES)
 
 
@@ -182,6 +206,30 @@ def test_a_header_whose_voxels_are_no_file_is_refused(tmp_path: Path, suffix: st
     message = refusal(str(path))
     assert words in message
     assert target in message
+
+
+def test_a_pair_that_is_cut_off_or_scaled_is_known_by_both_names(tmp_path: Path) -> None:
+    nib.Nifti1Pair(VALUES, AFFINE).to_filename(tmp_path / "a.img")
+    header = bytearray((tmp_path / "a.hdr").read_bytes())
+    struct.pack_into("<ff", header, 112, 0.0, -1024.0)
+    (tmp_path / "a.hdr").write_bytes(bytes(header))
+    for name in ("a.hdr", "a.img"):
+        np.testing.assert_array_equal(load(str(tmp_path / name))[0].numpy(), VALUES)
+    whole = (tmp_path / "a.img").read_bytes()
+    (tmp_path / "a.img").write_bytes(whole[: len(whole) // 2])
+    for name in ("a.hdr", "a.img"):
+        with pytest.raises(InputError, match="is cut off"):
+            load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_analyze_has_no_scale_where_nifti_has_one(tmp_path: Path, dtype: str) -> None:
+    image = nib.AnalyzeImage(VALUES.astype(dtype), np.diag([-1.5, 1.2, 2.0, 1.0]))
+    image.to_filename(tmp_path / "a.img")
+    header = bytearray((tmp_path / "a.hdr").read_bytes())
+    struct.pack_into("<ff", header, 112, 0.0, -100.0)  # unused fields there
+    (tmp_path / "a.hdr").write_bytes(bytes(header))
+    np.testing.assert_array_equal(load(str(tmp_path / "a.hdr"))[0].numpy(), VALUES)
 
 
 def test_an_img_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -219,3 +267,24 @@ def test_a_slice_whose_value_has_an_unknown_type_is_named(tmp_path: Path) -> Non
     path = sorted(folder.iterdir())[0]
     path.write_bytes(path.read_bytes().replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x32\x00KS"))
     assert "Unknown Value Representation" in refusal(str(folder))
+
+
+@pytest.mark.parametrize("value", ["", "monochrome2", "MONOCHROME1 "])
+def test_gray_is_known_however_it_is_written(tmp_path: Path, value: str) -> None:
+    folder = Path(write_series(tmp_path / "series", ramp()))
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PhotometricInterpretation = value
+        dataset.save_as(path)
+    check_header("fixed", str(folder))
+
+
+def test_a_broken_series_does_no_harm_to_another(tmp_path: Path) -> None:
+    folder = Path(write_series(tmp_path / "series", ramp(), uid="1.2.3.1"))
+    write_series(tmp_path / "other", ramp(), uid="1.2.3.2")
+    change_slice(tmp_path / "other", "ImagePositionPatient", ["1", "2"])
+    for path in (tmp_path / "other").iterdir():
+        path.rename(folder / path.name)
+    check_header("fixed", str(folder), series="1.2.3.1")
+    with pytest.raises(InputError, match="must be 3 numbers"):
+        check_header("fixed", str(folder), series="1.2.3.2")

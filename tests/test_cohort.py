@@ -32,6 +32,7 @@ from scripts.atomic import sweep
 from scripts.cohort import CaseQueue
 from scripts.cohort_cases import load_cohort
 from scripts.cohort_table import find_cases, read_rows, write_table
+from scripts.datasets import OUTPUT_NAMES
 from scripts.errors import InputError
 from scripts.transform_files import flatten, read_transform
 from tests.known_pair import ROOT, write_known_pair
@@ -286,10 +287,10 @@ def test_the_queue_goes_on_where_it_was_left_and_keeps_the_order(tmp_path: Path)
 
 
 def test_half_written_files_are_swept_and_others_left(tmp_path: Path) -> None:
-    for name in (".123.warped_moving.nii.gz", ".hidden", "report.json"):
+    for name in (".123.warped_moving.nii.gz", ".hidden", ".2019.scans", "report.json"):
         (tmp_path / name).write_text("x")
-    sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "report.json"]
+    sweep(tmp_path, OUTPUT_NAMES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".2019.scans", ".hidden", "report.json"]
 
 
 def test_results_are_found_again_in_their_folder(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_files_of_processes_at_work_are_not_swept(tmp_path: Path) -> None:
     mine = tmp_path / f".{os.getppid()}.report.json"
     mine.write_text("x")
     (tmp_path / ".123456789.warped_moving_dicom").mkdir()
-    sweep(tmp_path)
+    sweep(tmp_path, OUTPUT_NAMES)
     assert [path.name for path in tmp_path.iterdir()] == [mine.name]
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -95,6 +96,12 @@ def test_room_is_found_before_hdf5_writes(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space left"):
         reserve(tmp_path / "big", 2**60)
 
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    write_itk(transform, tmp_path / "t.h5")
+
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path, pair: dict[str, str]) -> None:
     out = tmp_path / "out"
@@ -136,6 +143,54 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     process.stdout.close()
     with alone_in(tmp_path):
         pass
+
+
+def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with alone_in(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+TWO_RANKS = """
+import sys, time
+import torch.distributed as dist
+from scripts.errors import InputError
+from scripts.output_lock import _locked, alone_in
+dist.init_process_group("gloo")
+with alone_in(sys.argv[1], dist.get_rank()):
+    if dist.get_rank() == 1:  # the first one has nothing to do
+        time.sleep(2)
+        try:
+            with _locked(sys.argv[1]):
+                print("free")
+        except InputError:
+            print("locked")
+dist.destroy_process_group()
+"""
+
+
+def test_the_folder_is_locked_until_all_processes_are_done(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(TWO_RANKS)
+    (tmp_path / "folder").mkdir()
+    start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*start, str(tmp_path / "ranks.py"), str(tmp_path / "folder")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("locked")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_all_properties_of_a_training_bundle_are_there(tmp_path: Path) -> None:
 def test_options_have_the_names_that_users_know(bundle_root: Path) -> None:
     config = yaml.safe_load((bundle_root / "configs" / "train.yaml").read_text())
     assert set(OPTIONS) <= set(config)
-    assert {"training", "run", "initialize"} <= set(config)
+    assert {"training", "run", "begin"} <= set(config)
 
 
 def test_the_published_recipe_is_the_default(bundle_root: Path, tmp_path: Path) -> None:
