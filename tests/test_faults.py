@@ -146,11 +146,14 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
+    at_work, tell = os.pipe()
     with alone_in(tmp_path):
         child = os.fork()
         if child == 0:
+            os.write(tell, b"x")
             time.sleep(60)
             os._exit(0)
+        assert os.read(at_work, 1) == b"x"
     try:
         with alone_in(tmp_path):
             pass
