@@ -52,6 +52,9 @@ mutants: $(VENV)/.installed-dev
 	$(PIP) -r requirements-campaigns.txt
 	OMP_NUM_THREADS=1 $(PY) -m campaigns.mutants
 
+matrix: # docs/compatibility.md
+	.ci/matrix
+
 # Only files whose hashes are listed; what comes as source is built with what the first line installs. torch without CUDA
 # is taken where pip finds it (a folder or an index that pip's settings name), else PyPI's build, with what that needs.
 $(VENV)/.installed: requirements.lock requirements-build.lock requirements-cpu.lock requirements-cuda.lock

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from packaging.utils import canonicalize_name
 from supply_chain.audit import Answer, conclude, read_answer, write_report
 from supply_chain.cuda_build import needs_cuda
 from supply_chain.licenses import read_table
-from supply_chain.lock import listed_cpu_wheels, read_cpu_wheels
+from supply_chain.lock import OLDEST_PYTHON, listed_cpu_wheels, read_cpu_wheels
 from supply_chain.locks import (
     BUILD_LOCK,
     CPU_LOCK,
@@ -102,6 +103,13 @@ def test_the_lock_is_all_that_the_requirements_need_here(bundle_root: Path, vers
 def _holds(marker: str) -> bool:
     parsed = Requirement(f"x ; {marker}").marker
     return parsed is not None and parsed.evaluate()
+
+
+def test_the_project_asks_for_what_requirements_txt_asks_for(bundle_root: Path) -> None:
+    lines = (bundle_root / "requirements.txt").read_text().splitlines()
+    project = tomllib.loads((bundle_root / "pyproject.toml").read_text())["project"]
+    assert project["dependencies"] == [line for line in lines if line and not line.startswith("#")]
+    assert project["requires-python"] == f">={OLDEST_PYTHON}"
 
 
 def test_what_is_installed_is_what_is_locked(versions: dict[str, str]) -> None:
