@@ -47,6 +47,9 @@ KILLED = ("killed", "segfault")  # None for a pointer of ITK ends the process
 
 def main(arguments: Sequence[str]) -> None:
     """Run the mutants of the given names, or all that are not known to be killed; print the survivors and the table."""
+    if "--help" in arguments:
+        print(__doc__)
+        return
     if "--report" not in arguments:
         if not arguments:
             forget_survivors()

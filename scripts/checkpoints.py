@@ -26,6 +26,7 @@ from scripts.errors import InputError, InputFileError
 from scripts.input_files import existing_path, is_absent
 from scripts.network import IdentityNetwork
 from scripts.published_weights import PUBLISHED_FILES, bundle_folder, check_unchanged, download_command, sha256_of
+from scripts.seeding import check_device
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ def load_weights(
         InputError: the file is no state dict of this network; names the first keys or the shape that differ.
         InputFileError: see :func:`find_weights`, or the file can't be read.
     """
+    device = check_device(device)
     path = find_weights(model, ckpt_path, bundle_root)
     if path is not None and not ckpt_path and model == DEFAULT_MODEL:
         check_sum(path)

@@ -53,6 +53,8 @@ def existing_path(option: str, value: Any, base: Path) -> str:
     paths = [path for path in (base / Path(name).expanduser() for name in candidates) if path.exists()]
     if not paths:
         hint = " (MONAI turns '#' into '::' in options)" if "::" in text else ""
+        if base != Path() and not Path(text).is_absolute():
+            hint = f" ('{text}' is taken relative to the folder of the list that names it){hint}"
         raise InputFileError(f"{option}: '{base / text}' does not exist{hint}; give an existing file")
     if len(paths) > 1:
         raise InputError(

@@ -103,7 +103,10 @@ def raise_unknown(options: Iterable[str], known: Iterable[str], suggestions: Ite
     unknown = [option for option in options if _first_part(option) not in known]
     if unknown:
         words = [f"--{option}{did_you_mean(_first_part(option), suggestions)}" for option in unknown]
-        raise InputError(f"unknown option {', '.join(words)}; the config files list all options with their meaning")
+        found = ", ".join(words)
+        raise InputError(
+            f"unknown option {found}{'' if found.endswith('?') else '.'} The config files list all options"
+        )
 
 
 def declared_ids(files: Iterable[str]) -> set[str]:
