@@ -142,7 +142,7 @@ def find_python(version: str) -> str | None:
 def last_line(log: Path) -> str:
     """Return the last line of a log that says something, short."""
     lines = [line.strip(" =\n") for line in log.read_text(encoding="utf-8").splitlines() if line.strip(" =\n")]
-    return re.sub(r" in [\d.]+s.*", "", lines[-1])[:200] if lines else "no output"
+    return re.sub(r"(, \d+ warnings?)? in [\d.]+s.*", "", lines[-1])[:200] if lines else "no output"
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -76,7 +76,7 @@ def test_the_status_and_the_table_tell_what_failed(
 
 
 def test_the_last_words_of_a_log_are_the_result(tmp_path: Path) -> None:
-    (tmp_path / "a.log").write_text("x\n==== 2 failed, 3 passed, 1 skipped in 12.30s (0:00:12) ====\n\n")
+    (tmp_path / "a.log").write_text("x\n==== 2 failed, 3 passed, 1 skipped, 4 warnings in 12.30s (0:00:12) ====\n\n")
     assert matrix.last_line(tmp_path / "a.log") == "2 failed, 3 passed, 1 skipped"
 
 
