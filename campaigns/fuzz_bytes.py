@@ -29,6 +29,9 @@ with atheris.instrument_imports(include=["scripts", "campaigns", "csv", "json"])
     from campaigns.fuzz_targets import TARGETS, try_bytes
 
 
+LIMITS = ("-max_len=2048", "-timeout=20", "-rss_limit_mb=4096", "-seed=1")
+
+
 def fuzz(name: str, runs: int) -> None:
     """Try one reader in this process, which ends at the first finding, or after the runs."""
     warnings.simplefilter("ignore")
@@ -36,7 +39,7 @@ def fuzz(name: str, runs: int) -> None:
         for number, seed in enumerate(TARGETS[name].seeds):
             (Path(corpus) / str(number)).write_bytes(seed)
         atheris.Setup(
-            [sys.argv[0], corpus, f"-runs={runs}", "-max_len=2048", "-timeout=20", "-rss_limit_mb=4096", "-seed=1"],
+            [sys.argv[0], corpus, f"-runs={runs}", f"-artifact_prefix={corpus}/", *LIMITS],
             lambda content: try_bytes(name, content),
         )
         atheris.Fuzz()

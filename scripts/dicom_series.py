@@ -25,6 +25,7 @@ import numpy as np
 import pydicom
 
 from .errors import InputError, InputFileError
+from .itk_types import readable_type
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,11 @@ def read_series(folder: str, uid: str | None = None) -> Any:
     series = choose_series(folder, uid)
     gaps = gaps_mm(folder, series)
     files = [one.path for one in series.slices]
-    image = itk.imread(files if len(files) > 1 else files[0])
+    image_io = itk.GDCMImageIO.New()
+    image_io.SetFileName(files[0])
+    image_io.ReadImageInformation()
+    pixel, source = readable_type(image_io), files if len(files) > 1 else files[0]
+    image = itk.imread(source) if pixel is None else itk.imread(source, pixel)
     if len(gaps) < 2:
         return image
     median = float(np.median(gaps))

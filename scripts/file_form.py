@@ -33,6 +33,7 @@ from .nifti import GzipFile
 
 NIFTI_DATA = 352  # bytes before the voxels of a single NIfTI file, at least
 LEAST_SLOPE = 1e-15
+MOST_DIMENSIONS = 10  # of a MetaImage
 LONGEST_FIELD = 500  # of an NRRD header, characters
 MOST_SHRUNK = 1100  # zlib makes data smaller by up to 1032 times
 _HEADER_BYTES = 65536
@@ -87,6 +88,22 @@ def check_nrrd(path: str) -> None:
             raise InputFileError(
                 f"'{path}': its NRRD header has a field of {len(line)} characters; shorten or remove the field"
             )
+
+
+def check_metaimage(path: str) -> None:
+    """Refuse a MetaImage of so many dimensions that ITK's library would write beyond its arrays.
+
+    Raises:
+        InputFileError: naming the file.
+    """
+    if not path.lower().endswith((".mha", ".mhd")):
+        return
+    with open(path, "rb") as file:
+        found = re.search(rb"(?m)^NDims\s*[=:]\s*(\S+)", file.read(_HEADER_BYTES))
+    if found and not (found[1].isdigit() and 0 < int(found[1]) <= MOST_DIMENSIONS):
+        raise InputFileError(
+            f"'{path}' says it has {found[1][:20].decode('ascii', 'replace')} dimensions; give a 3-D volume"
+        )
 
 
 def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None:
@@ -144,7 +161,7 @@ def check_complete(path: str) -> None:
     count = int(np.prod([max(size, 1) for size in dims[1 : dims[0] + 1]], dtype=object))
     try:
         bits = 8 * header.get_data_dtype().itemsize
-    except nib.spatialimages.HeaderDataError:  # a type that ITK may know
+    except (KeyError, nib.spatialimages.HeaderDataError):  # a type that ITK may know
         bits = int(header["bitpix"])
     needed = max(begins, 0) + count * bits // 8
     length = _length(voxels)

@@ -36,12 +36,14 @@ from .errors import InputError, InputFileError
 from .file_form import (
     check_claim,
     check_complete,
+    check_metaimage,
     check_nifti_numbers,
     check_nrrd,
     check_regular,
     lost_intercept,
     nifti_header,
 )
+from .itk_types import readable_type
 
 logger = logging.getLogger(__name__)
 # MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
@@ -51,7 +53,6 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
 # what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along
 _UNWRAPPED_NIFTI = {256: "int8", 1024: "int64", 1280: "uint64"}
-_READ_AS = {"char": "SS", **dict.fromkeys(("long", "unsigned_long", "long_long", "unsigned_long_long"), "D")}
 KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
 
 
@@ -99,6 +100,7 @@ def read_header(path: str, series: str | None = None) -> Header:
 def _open(path: str, file: str) -> Any:
     """Return ITK's reader of a file, with the header read."""
     check_nrrd(file)
+    check_metaimage(file)
     check_nifti_numbers(file)
     check_gray(file)
     try:
@@ -131,9 +133,7 @@ def read_file(path: str) -> Any:
     check_regular(path)
     check_complete(path)
     image_io = _open(path, path)
-    component = image_io.GetComponentTypeAsString(image_io.GetComponentType())
-    # ITK for Python has no images of these types; float64 holds what the checks of labels let pass
-    pixel = getattr(itk, _READ_AS.get(component, ""), None) if image_io.GetNumberOfComponents() == 1 else None
+    pixel = readable_type(image_io)
     try:
         image = itk.imread(path) if pixel is None else itk.imread(path, pixel)
     except MemoryError:

@@ -124,6 +124,10 @@ def test_a_geometry_that_is_no_number_does_not_hang(tmp_path: Path, field: tuple
     assert "not all numbers" in refusal(nifti(tmp_path, field=field))
 
 
+def test_an_unknown_type_is_refused(tmp_path: Path) -> None:
+    refusal(nifti(tmp_path, datatype=(70, "h", 7170)))
+
+
 def test_unused_fields_of_the_header_may_be_anything(tmp_path: Path) -> None:
     fields = {"quatern": (256, "f", float("nan")), "code": (252, "h", 0), "pixdim": (96, "f", float("nan"))}
     np.testing.assert_array_equal(load(nifti(tmp_path, **fields))[0].numpy(), VALUES)
@@ -173,6 +177,13 @@ def test_a_long_nrrd_field_does_not_end_the_process(tmp_path: Path) -> None:
     long = "# " + "A" * 5000 + "\ncontent: " + "B" * 5000 + "\nkey:=" + "C" * 5000
     path.write_bytes((good + long + "\n\n").encode() + VALUES.tobytes(order="F"))
     np.testing.assert_array_equal(load(str(path))[0].numpy(), VALUES)
+
+
+@pytest.mark.parametrize("count", ["2147483648", "0", "-3", "99"])
+def test_a_metaimage_of_many_dimensions_does_not_end_the_process(tmp_path: Path, count: str) -> None:
+    text = MHA.format(type="MET_SHORT", sizes="5 6 4").replace("NDims = 3", f"NDims = {count}")
+    (tmp_path / "a.mha").write_bytes(text.encode() + VALUES.tobytes(order="F"))
+    assert "dimensions" in refusal(str(tmp_path / "a.mha"))
 
 
 def test_a_metaimage_with_bytes_that_are_no_text_is_one_line_or_read(tmp_path: Path) -> None:
@@ -288,3 +299,16 @@ def test_a_broken_series_does_no_harm_to_another(tmp_path: Path) -> None:
     check_header("fixed", str(folder), series="1.2.3.1")
     with pytest.raises(InputError, match="must be 3 numbers"):
         check_header("fixed", str(folder), series="1.2.3.2")
+
+
+def test_dicom_of_signed_bytes_is_read(tmp_path: Path) -> None:
+    folder = Path(write_series(tmp_path / "series", ramp() * 0))
+    for number, path in enumerate(sorted(folder.iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+        dataset.RescaleIntercept = 0
+        values = np.full((dataset.Rows, dataset.Columns), number - 3, np.int8)
+        dataset.PixelData = values.tobytes()
+        dataset.save_as(path)
+    volume = load(str(folder))
+    assert sorted(set(volume.numpy().ravel().tolist())) == list(range(-3, 5))
