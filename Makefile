@@ -40,6 +40,9 @@ fuzz: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m campaigns.soak
+	$(MAKE) $(MONAILABEL)/.installed
+	$(MONAILABEL_PIP) -c monailabel_app/constraints.txt pytest
+	SOAK_REQUESTS=200 $(MONAILABEL)/bin/python -m pytest -q -s monailabel_app/tests/test_server.py -k many_requests
 
 faults: $(VENV)/.installed-dev
 	$(PY) -m campaigns.faults

@@ -77,6 +77,10 @@ class Server:
         """Return the resident memory of the server."""
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
+    def open_files(self) -> int:
+        """Return the number of file descriptors of the server."""
+        return psutil.Process(self.process.pid).num_fds()
+
 
 @contextlib.contextmanager
 def running_server(command: list[str], folder: Path, work_dir: Path, port: int) -> Iterator[Server]:

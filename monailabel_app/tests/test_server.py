@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -248,23 +249,29 @@ def test_training_can_be_stopped_and_resumed(server: Server, studies: Studies) -
     assert "long" in server.info()["models"][MODEL]["config"]["weights"]
 
 
-def test_fifty_requests_two_at_a_time_leave_memory_flat(server: Server, studies: Studies, tmp_path: Path) -> None:
+def test_many_requests_two_at_a_time_leave_memory_flat(server: Server, studies: Studies, tmp_path: Path) -> None:
+    count = int(os.environ.get("SOAK_REQUESTS", "50"))  # make soak: 200
     client = server.client(tmp_path)
     for name, source in (("small_open", studies.open), ("small_atlas", "atlas_a")):
         client.upload_image(str(smaller(studies.images[source], tmp_path / f"{name}.nii.gz", (48, 52, 44))), name)
     label = smaller(studies.labels["atlas_a"], tmp_path / "label.nii.gz", (48, 52, 44), is_label=True)
     client.save_label("small_atlas", str(label), "final", {"label_info": studies.label_info})
     memory: list[float] = []
+    files: list[int] = []
 
     def ask(number: int) -> str:
         answer = server.infer("small_open", output="image", moving="small_atlas", optimization="off")
         memory.append(server.memory_mib())
+        files.append(server.open_files())
         return hashlib.sha256(answer.content).hexdigest() if answer.status_code == 200 else answer.text
 
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(ask, range(50)))
-    early, late = max(memory[5:15]), max(memory[-10:])
-    print(f"resident memory: {early:.0f} MiB in requests 5 to 15, {late:.0f} MiB in the last ten")
+        answers = list(pool.map(ask, range(count)))
+    part = count // 5
+    early, late = max(memory[part // 2 : part * 3 // 2]), max(memory[-part:])
+    print(f"resident memory: {early:.0f} MiB in the first fifth or so of {count} requests, {late:.0f} MiB in the last")
+    print(f"open files: at most {max(files[:part])}, then {max(files[-part:])}")
+    assert max(files[-part:]) <= max(files[:part]) + 5  # of requests at work
     assert len(set(answers)) == 1, set(answers)  # all were served, and alike
     assert late < early * 1.05 + 20
     ours = ("answer-", "request-", "quick-")  # PyTorch has folders of its own there
