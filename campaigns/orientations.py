@@ -10,7 +10,7 @@
 # limitations under the License.
 """All 48 ways to store the voxels of the fixed image and of the moving one, through the whole pipeline.
 
-    python -m campaigns.orientations --work /tmp/orientations
+    python -m campaigns.orientations --work DIR
 
 Images are files, transforms are read from the written files by ITK. Printed is how far the transform carries a point of
 the fixed image from where it carries it with both files as they are: the largest distance of each image's 48.

@@ -46,8 +46,9 @@ if hasattr(os, "register_at_fork"):
 def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if missing, while the context lasts.
 
-    The system's lock is on the folder itself, so there is no file of it, and it ends with the process. Of the processes
-    of one run the first one locks, before the others go on and until all of them are at the context's end.
+    The system's lock is on the folder itself, so there is no file of it, and it ends with the process. File systems
+    without locks, and Windows, have none. Of the processes of one run the first one locks, before the others go on and
+    until all of them are at the context's end.
 
     Args:
         folder: where results go.
