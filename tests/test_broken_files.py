@@ -233,7 +233,7 @@ def test_a_pair_that_is_cut_off_or_scaled_is_known_by_both_names(tmp_path: Path)
             load(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+@pytest.mark.parametrize("dtype", ["int16", "uint8", "float32"])
 def test_analyze_has_no_scale_where_nifti_has_one(tmp_path: Path, dtype: str) -> None:
     image = nib.AnalyzeImage(VALUES.astype(dtype), np.diag([-1.5, 1.2, 2.0, 1.0]))
     image.to_filename(tmp_path / "a.img")
