@@ -177,16 +177,19 @@ def _optimize_level(
     found, low_found = resample_grid(start, shape), resample_grid(start, low_shape)
     unknowns = torch.zeros_like(low_found).requires_grad_()
     optimizer = torch.optim.Adam([unknowns], lr=learning_rate)
-    values = (math.nan, math.nan, math.nan)
-    for _ in range(level.steps):
+    values = first = (math.nan, math.nan, math.nan)
+    for step in range(level.steps):
         optimizer.zero_grad()
         update = gaussian_blur(unknowns, smoothing)
         loss, similarity, regularity = evaluate(found + resample_grid(update, shape), low_found + update)
         loss.backward()
         optimizer.step()
         values = (loss.item(), similarity.item(), regularity.item())
+        first = values if step == 0 else first
         bar.set_postfix_str(f"{level.size}: similarity {values[1]:.4f} regularity {values[2]:.5f}", refresh=False)
         bar.update()
+    if level.steps > 1 and values[0] >= first[0]:  # Adam's steps are as long where nothing is left to gain
+        return found, first
     with torch.no_grad():
         return found + resample_grid(gaussian_blur(unknowns, smoothing), shape), values
 

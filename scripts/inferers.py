@@ -160,7 +160,8 @@ class RegistrationInferer(Inferer):
         self.oom_fallback = oom_fallback
         self.similarity = create_similarity(similarity, sigma)
         # at every second voxel: a quarter less time a step, the accuracy stays (docs/performance.md)
-        field_similarity = create_similarity(similarity, field_sigma, stride=2 if field_sigma >= 2 else 1)
+        stride = 2 if field_sigma >= 2 else 1
+        field_similarity = create_similarity(similarity, field_sigma, stride, flat_correlation=1.0)
         self.field_objective = FieldObjective(field_similarity, lambda_gradicon, mass_conservation, dice_weight)
         self.loss = GradICONLoss(self.similarity, lambda_gradicon, mass_conservation, dice_weight)
 

@@ -129,15 +129,21 @@ class LNCC(Similarity):
         stride: average over every such voxel along each axis only. The correlation is about as smooth as its window:
             with a stride of no more than ``sigma``, hardly anything but the time changes. 1 is the published loss, and
             with a mask, which may be thin, it is always 1.
+        flat_correlation: correlation of windows without contrast. 0 is the published loss: it grows with contrast, so
+            that an image deformed to have more of it correlates better than the image itself. With 1, the floor of the
+            variances is in the numerator, too, and no image correlates better with the target than the target itself.
     """
 
-    def __init__(self, sigma: float = 5.0, squared: bool = False, stride: int = 1) -> None:
+    def __init__(
+        self, sigma: float = 5.0, squared: bool = False, stride: int = 1, flat_correlation: float = 0.0
+    ) -> None:
         super().__init__()
         if sigma <= 0 or stride < 1:
             raise ValueError(f"LNCC: sigma must be positive (voxels) and stride at least 1, got {sigma} and {stride}")
         self.sigma = float(sigma)
         self.squared = squared
         self.stride = int(stride)
+        self.flat_correlation = float(flat_correlation)
 
     def to_target(self, target: Tensor, mask: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """Blur the target and its square once. See the base class."""
@@ -148,7 +154,8 @@ class LNCC(Similarity):
         def loss(warped: Tensor) -> Tensor:
             mean, mean_square, mean_product = self._blur(stride, warped, warped * warped, warped * target)
             variance = F.relu(mean_square - mean**2) + _VARIANCE_FLOOR
-            correlation = (mean_product - mean * mean_target) * torch.rsqrt(variance * variance_target)
+            covariance = mean_product - mean * mean_target + self.flat_correlation * _VARIANCE_FLOOR
+            correlation = covariance * torch.rsqrt(variance * variance_target)
             return 1 - masked_mean(correlation**2 if self.squared else correlation, mask)
 
         return loss
@@ -246,16 +253,19 @@ class NMI(Similarity):
         return voxels[:: step + (1 - step % 2)] if step > 1 else voxels
 
 
-def create_similarity(name: str, sigma: float = 5.0, stride: int = 1) -> Similarity:
+def create_similarity(name: str, sigma: float = 5.0, stride: int = 1, flat_correlation: float = 0.0) -> Similarity:
     """Return a similarity by its name: lncc, lncc2, mind or nmi.
 
     Args:
         name: one of :data:`SIMILARITIES`.
         sigma: window of lncc and lncc2, in voxels.
         stride: of lncc and lncc2, see :class:`LNCC`.
+        flat_correlation: of lncc, likewise. (The square of lncc2 would turn its sign where contrasts are inverted.)
     """
-    if name in ("lncc", "lncc2"):
-        return LNCC(sigma, squared=name == "lncc2", stride=stride)
+    if name == "lncc":
+        return LNCC(sigma, stride=stride, flat_correlation=flat_correlation)
+    if name == "lncc2":
+        return LNCC(sigma, squared=True, stride=stride)
     if name == "mind":
         return MINDSSC()
     if name == "nmi":

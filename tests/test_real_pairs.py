@@ -8,13 +8,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Real pairs, where they are at hand: the training-free mode with its fast preset beats SyN (antspyx, its defaults)."""
+"""Real pairs, where they are at hand: preset fast beats SyN (antspyx, its defaults), and a brain stays on itself."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from benchmarks.pairs import bundle_options
@@ -63,3 +65,13 @@ def test_the_fast_preset_beats_syn(real_data: Path, tmp_path: Path, name: str, m
         assert after > bound > before
     assert report["folding_percent"] < 0.3
     assert report["similarity"]["after"] < report["similarity"]["before"]
+
+
+@pytest.mark.parametrize("model", ["none", "default"])
+def test_a_brain_registered_to_itself_stays(real_data: Path, tmp_path: Path, model: str) -> None:
+    """Where it has no contrast, too: outside, and within white matter."""
+    image = str(real_data / "brain_t1" / "1000_SS.nii.gz")
+    options = {"save_overview": False, "save_transforms": False, "save_jacobian": False}
+    run_inference(tmp_path / "out", fixed=image, moving=image, model=model, preset="fast", **options)
+    displacement = np.asarray(nib.load(tmp_path / "out" / "displacement.nii.gz").dataobj)  # voxels of 1 mm
+    assert np.abs(displacement).max() < 0.1

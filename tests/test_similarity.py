@@ -74,6 +74,16 @@ def test_lncc_is_near_zero_for_the_image_and_two_for_its_negative() -> None:
     assert LNCC(2)(1 - image, image, inner).item() == pytest.approx(2, abs=0.02)
 
 
+def test_with_the_floor_in_the_numerator_nothing_correlates_better_than_the_image_itself() -> None:
+    """Without it, more contrast does: here of an image whose variance is below the floor."""
+    image = smooth() * 0.003
+    published, level = LNCC(2), create_similarity("lncc", 2, flat_correlation=1)
+    assert published(1.5 * image, image) < published(image, image) - 0.01
+    assert level(image, image).item() == pytest.approx(0, abs=1e-6)
+    for other in (1.5 * image, 0.9 * image, image.roll(1, 2), smooth(1)):
+        assert level(other, image) > 1e-6
+
+
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_changes_outside_the_mask_do_not_count_and_inside_do(name: str) -> None:
     similarity = create_similarity(name, 1)
