@@ -61,6 +61,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         spatial_shape = _spatial_shape(content.get("network"), path)
         content = content["model"]
+    elif isinstance(content, Mapping):
+        facts = getattr(content, "_metadata", None)  # of the weights that come with the bundle
+        spatial_shape = _spatial_shape(facts.get("") if isinstance(facts, Mapping) else None, path)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = (
             f"keys {first_names(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
@@ -72,7 +75,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _spatial_shape(facts: Any, path: Path) -> list[int] | None:
-    """Return the shape that a checkpoint of the training here tells."""
+    """Return the shape that a checkpoint of the training here, or the default weights, tell."""
     shape = facts.get("spatial_shape") if isinstance(facts, Mapping) else None
     if shape is not None and not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
         raise InputError(f"weights: {path} must tell its network's spatial_shape as three whole numbers, got {shape!r}")

@@ -31,7 +31,7 @@ from scripts.seeding import check_device
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "default"  # comes with the bundle
-MODEL_FILES = {DEFAULT_MODEL: "models/default.pt", **PUBLISHED_FILES}
+MODEL_FILES = {DEFAULT_MODEL: "models/model.pt", **PUBLISHED_FILES}
 CHECKSUMS = "SHA256SUMS"  # beside a file of weights that comes with the bundle, as sha256sum writes it
 
 Network = TypeVar("Network", bound=nn.Module)

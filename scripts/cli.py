@@ -98,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
         given = re.findall(r"--[\w-]+", message)
         hints = [difflib.get_close_matches(word, _known_options(self), 1) for word in given]
         wrong = re.findall(r"invalid choice: '(\w+)'", message)
-        hints += [difflib.get_close_matches(word, [*COMMANDS, "report", "download"], 1) for word in wrong]
+        hints += [difflib.get_close_matches(word, [*COMMANDS, "report", "download", "export"], 1) for word in wrong]
         hint = next((f"; did you mean {close[0]}?" for close in hints if close), "")
         for word in given:
             if any(word.removeprefix("--") in command.positional for command in COMMANDS.values()):
@@ -152,6 +152,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     download.add_argument("model", choices=list(PUBLISHED_FILES), help="which weights, about 283 MB each")
     download.add_argument("--bundle_root", default=".", help="folder that holds models/ [this bundle]")
+    export = commands.add_parser(
+        "export", help="export the network: TorchScript, torch.export, ONNX; docs/exports.md", allow_abbrev=False
+    )
+    export.add_argument("out", help="file to write: .ts (TorchScript), .pt2 (torch.export) or .onnx (ONNX)")
+    export.add_argument("--model", default="default", choices=["default", *PUBLISHED_FILES], help="weights [default]")
+    export.add_argument("--ckpt_path", help="own weights; they win over model")
+    export.add_argument(
+        "--network_shape", type=int, nargs=3, metavar=("D", "H", "W"), help="voxels [what the weights are made for]"
+    )
+    export.add_argument("--device", default="cpu", help="where a .pt2 file will compute [cpu]")
+    export.add_argument("--bundle_root", default=".", help="folder that holds models/ [this bundle]")
     return parser
 
 
@@ -197,6 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             download(**given)
+        elif command == "export":
+            from .exports import export
+
+            export(**given)
         else:
             from .workflow import run_workflow
 

@@ -10,12 +10,13 @@
 # limitations under the License.
 """Make the weights that come with the bundle of a training run's checkpoint: half precision, hash written beside them.
 
-python -m scripts.default_weights output/train_default/best.pt models/default.pt
+python -m scripts.default_weights output/train_default/best.pt models/model.pt
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ from scripts.errors import InputError
 
 
 def write_default_weights(checkpoint: Path, out: Path) -> str:
-    """Write the weights of a checkpoint in half precision, with the shape they are made for, and list their hash.
+    """Write the weights of a checkpoint as a plain state dict in half precision, and list the file's hash.
+
+    The shape that the weights are made for stands in the state dict's ``_metadata``.
 
     Args:
         checkpoint: best.pt or last.pt of a training run here.
@@ -47,8 +50,10 @@ def write_default_weights(checkpoint: Path, out: Path) -> str:
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if not all(bool(torch.isfinite(value).all()) for value in half.values()):
         raise InputError(f"{checkpoint} has weights or statistics beyond half precision's range")
+    plain = OrderedDict(half)  # as the model zoo's checks load it; PyTorch's own place for facts about a state dict
+    plain._metadata = {"": {"version": 1, "spatial_shape": list(spatial_shape)}}  # type: ignore[attr-defined]
     with replacing(out) as temporary:
-        torch.save({"model": half, "network": {"spatial_shape": spatial_shape}}, temporary)
+        torch.save(plain, temporary)
     sha256 = str(describe_weights(out)["sha256"])
     with replacing(out.parent / CHECKSUMS) as temporary:
         temporary.write_text(f"{sha256}  {out.name}\n")
@@ -59,7 +64,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Make the weights that come with the bundle of a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path, nargs="?", default=Path("models/default.pt"))
+    parser.add_argument("out", type=Path, nargs="?", default=Path("models/model.pt"))
     arguments = parser.parse_args()
     print(f"{arguments.out}: SHA-256 {write_default_weights(arguments.checkpoint, arguments.out)}")
 

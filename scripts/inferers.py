@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from scripts.coordinates import extent, identity_grid_like, resample_grid, sample
 from scripts.errors import InputError, describe_memory_error
+from scripts.exported_network import ExportedNetwork
 from scripts.field_optimization import FieldObjective, Level, optimize_field, refine_levels
 from scripts.image_pair import ImagePair
 from scripts.losses import GradICONLoss
@@ -184,6 +185,11 @@ class RegistrationInferer(Inferer):
             raise InputError(
                 f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
                 " --optimization field"
+            )
+        if isinstance(network, ExportedNetwork) and (self.optimization == "network" or self.amp):
+            raise InputError(
+                "optimization 'network' and amp need the network's weights, not an exported file: choose --optimization"
+                " field or off, or leave out the config of the exported file"
             )
         # the network has its own switch; coordinates and objectives would suffer from half precision
         with keep_freed_memory(), torch.autocast(inputs.device.type, enabled=False):

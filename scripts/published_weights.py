@@ -19,7 +19,7 @@ from pathlib import Path
 from .errors import InputFileError
 
 ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED_FILES = {"unigradicon": "models/model.pt", "multigradicon": "models/multigradicon.pt"}
+PUBLISHED_FILES = {"unigradicon": "models/unigradicon.pt", "multigradicon": "models/multigradicon.pt"}
 
 
 def bundle_folder(bundle_root: str | Path) -> Path:

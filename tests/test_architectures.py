@@ -82,7 +82,7 @@ def test_weights_for_the_bundle_are_small_listed_and_give_nearly_the_same(tmp_pa
     )
     out = tmp_path / MODEL_FILES["default"]
     sha256 = write_default_weights(tmp_path / "best.pt", out)
-    assert (out.parent / "SHA256SUMS").read_text() == f"{sha256}  default.pt\n"
+    assert (out.parent / "SHA256SUMS").read_text() == f"{sha256}  model.pt\n"
     assert sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
     network = create_network("default", bundle_root=tmp_path)
     assert network.spatial_shape == [17, 18, 19]
@@ -96,10 +96,10 @@ def test_weights_for_the_bundle_are_small_listed_and_give_nearly_the_same(tmp_pa
 def test_weights_for_the_bundle_come_from_a_run_here(tmp_path: Path) -> None:
     torch.save(random_network().state_dict(), tmp_path / "plain.pt")
     with pytest.raises(InputError, match=r"plain\.pt is no checkpoint of a training run here"):
-        write_default_weights(tmp_path / "plain.pt", tmp_path / "default.pt")
+        write_default_weights(tmp_path / "plain.pt", tmp_path / "model.pt")
     large = random_network().state_dict()
     large["unets.0.norm.0.running_var"] += 1e6
     torch.save({"model": large, "network": {"spatial_shape": [17, 17, 17]}}, tmp_path / "large.pt")
     with pytest.raises(InputError, match="beyond half precision"):
-        write_default_weights(tmp_path / "large.pt", tmp_path / "default.pt")
-    assert not (tmp_path / "default.pt").exists()
+        write_default_weights(tmp_path / "large.pt", tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()

@@ -133,7 +133,7 @@ def test_own_weights_win_over_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("unigradicon",), r"model\.pt; fetch them with: python .+ download unigradicon --bundle_root "),
+        (("unigradicon",), r"unigradicon\.pt; fetch them with: python .+ download unigradicon --bundle_root "),
         (("multigradicon",), r"multigradicon\.pt; fetch them with: python .+ download multigradicon"),
         (("none", "absent.pt"), "ckpt_path: 'absent.pt' does not exist; give an existing file"),
     ],
@@ -217,7 +217,7 @@ def default_bundle(folder: Path, network: RegistrationNetwork, digest: str | Non
     content = {"model": half, "network": {"spatial_shape": [17, 18, 19]}}
     path = save(content, folder, MODEL_FILES["default"])
     digest = digest or hashlib.sha256(path.read_bytes()).hexdigest()
-    (folder / "models" / CHECKSUMS).write_text(f"{digest}  default.pt\n")
+    (folder / "models" / CHECKSUMS).write_text(f"{digest}  model.pt\n")
     return folder
 
 
@@ -243,7 +243,7 @@ def test_default_weights_that_changed_are_refused(tmp_path: Path) -> None:
 def test_published_weights_that_changed_since_their_download_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     path = save(random_network().state_dict(), tmp_path, MODEL_FILES["unigradicon"])
-    record_of(path).write_text(f"{sha256_of(path)}  model.pt\n")
+    record_of(path).write_text(f"{sha256_of(path)}  unigradicon.pt\n")
     load_weights(fresh(), "unigradicon", bundle_root=tmp_path)
     save(random_network(seed=1).state_dict(), tmp_path, MODEL_FILES["unigradicon"])
     with pytest.raises(InputFileError, match=r"was changed since .*fetch it again with: python .*download unigradicon"):
@@ -268,6 +268,6 @@ def test_the_default_folder_means_this_bundle_wherever_a_command_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_weights("default", bundle_root=".") == Path(__file__).resolve().parents[1] / "models" / "default.pt"
+    assert find_weights("default", bundle_root=".") == Path(__file__).resolve().parents[1] / "models" / "model.pt"
     with pytest.raises(InputFileError, match="default weights"):  # a folder that was named is meant
         find_weights("default", bundle_root=tmp_path)

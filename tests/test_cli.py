@@ -74,11 +74,11 @@ def test_the_command_registers_from_another_folder(bundle_root: Path, tmp_path: 
     listed = (bundle_root / "models" / "SHA256SUMS").read_text().split()[0]
     assert report["weights"] == {
         "name": "default",
-        "path": str(bundle_root / "models" / "default.pt"),
+        "path": str(bundle_root / "models" / "model.pt"),
         "sha256": listed,
     }
     assert report["similarity"]["after"] < report["similarity"]["before"]
-    assert f"weights default from {bundle_root / 'models' / 'default.pt'}, SHA-256 {listed}" in done.stdout
+    assert f"weights default from {bundle_root / 'models' / 'model.pt'}, SHA-256 {listed}" in done.stdout
     assert {name: Path(path).read_bytes() for name, path in pair.items()} == before
 
 

@@ -38,7 +38,7 @@ def test_the_file_is_small_and_the_one_that_is_listed_and_described(bundle_root:
     path = bundle_root / MODEL_FILES["default"]
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.stat().st_size < 25 * 2**20
-    assert (path.parent / CHECKSUMS).read_text() == f"{sha256}  default.pt\n"
+    assert (path.parent / CHECKSUMS).read_text() == f"{sha256}  model.pt\n"
     assert sha256 in (bundle_root / "docs" / "default_weights.md").read_text()
 
 

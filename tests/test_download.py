@@ -72,15 +72,15 @@ def cut_download(folder: Path, server: Server, context: ssl.SSLContext, at: int 
     with pytest.raises(InputError, match=rf"was cut after {at} of 307200 bytes; run the same command again") as caught:
         download("unigradicon", root, context)
     assert "\n" not in str(caught.value)
-    assert names(root) == {"model.pt.part", "model.pt.part.json"}
+    assert names(root) == {"unigradicon.pt.part", "unigradicon.pt.part.json"}
     server.cut_after = None
     return root
 
 
 def assert_done(root: Path) -> None:
-    assert (root / "models" / "model.pt").read_bytes() == CONTENT
-    assert (root / "models" / "model.pt.sha256").read_text() == f"{SHA256}  model.pt\n"
-    assert names(root) == {"model.pt", "model.pt.sha256"}
+    assert (root / "models" / "unigradicon.pt").read_bytes() == CONTENT
+    assert (root / "models" / "unigradicon.pt.sha256").read_text() == f"{SHA256}  unigradicon.pt\n"
+    assert names(root) == {"unigradicon.pt", "unigradicon.pt.sha256"}
 
 
 @pytest.mark.parametrize("hash_val", ["", SHA256, SHA256.upper()])
@@ -90,7 +90,7 @@ def test_a_file_is_downloaded_once_and_its_hash_is_noted(
     root = bundle(tmp_path, server.url, hash_val)
     with caplog.at_level(logging.INFO):
         path = download("unigradicon", root, context)
-        assert download("unigradicon", root, context) == path == root / "models" / "model.pt"
+        assert download("unigradicon", root, context) == path == root / "models" / "unigradicon.pt"
     assert_done(root)
     assert len(server.requests) == 1
     assert f"{path} is downloaded, SHA-256 {SHA256}" in caplog.text
@@ -148,12 +148,12 @@ def test_a_file_that_changed_meanwhile_is_read_from_the_start(
     server.content, server.etag, server.honours_if_range = bytes(size), '"two"', honours_if_range
     path = download("unigradicon", root, context)
     assert path.read_bytes() == bytes(size)
-    assert names(root) == {"model.pt", "model.pt.sha256"}
+    assert names(root) == {"unigradicon.pt", "unigradicon.pt.sha256"}
 
 
 def test_a_part_of_another_url_is_of_no_use(tmp_path: Path, server: Server, context: ssl.SSLContext) -> None:
     root = cut_download(tmp_path, server, context)
-    state = root / "models" / "model.pt.part.json"
+    state = root / "models" / "unigradicon.pt.part.json"
     state.write_text(state.read_text().replace("weights.trch", "other.trch"))
     download("unigradicon", root, context)
     assert_done(root)
@@ -162,7 +162,7 @@ def test_a_part_of_another_url_is_of_no_use(tmp_path: Path, server: Server, cont
 
 def test_a_part_that_is_whole_is_finished(tmp_path: Path, server: Server, context: ssl.SSLContext) -> None:
     root = cut_download(tmp_path, server, context)
-    (root / "models" / "model.pt.part").write_bytes(CONTENT)
+    (root / "models" / "unigradicon.pt.part").write_bytes(CONTENT)
     download("unigradicon", root, context)
     assert_done(root)
 
@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_line_and_the_part_is_kept(
     with pytest.raises(InputError, match=r"model\.pt\.part' can't be written \(No space left on device\)") as caught:
         download("unigradicon", root, context)
     assert "\n" not in str(caught.value)
-    assert "model.pt" not in names(root)
+    assert "unigradicon.pt" not in names(root)
     monkeypatch.undo()
     download("unigradicon", root, context)
     assert_done(root)
@@ -280,7 +280,7 @@ def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path: Path, server: Ser
 def test_one_process_at_a_time_writes(tmp_path: Path, server: Server, context: ssl.SSLContext) -> None:
     fcntl = pytest.importorskip("fcntl", reason="this system has no such locks")
     root = cut_download(tmp_path, server, context)
-    with (root / "models" / "model.pt.part").open("ab") as other:
+    with (root / "models" / "unigradicon.pt.part").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is writing"):
             download("unigradicon", root, context)
@@ -289,7 +289,7 @@ def test_one_process_at_a_time_writes(tmp_path: Path, server: Server, context: s
 
 
 @pytest.mark.parametrize(
-    "text", ["", "large_files: []", "large_files: [{path: models/model.pt}]", "large_files: 3", "{", "[]"]
+    "text", ["", "large_files: []", "large_files: [{path: models/unigradicon.pt}]", "large_files: 3", "{", "[]"]
 )
 def test_a_list_that_can_not_be_used_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "large_files.yml").write_text(text)
