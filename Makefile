@@ -9,7 +9,8 @@ MONAILABEL := .venv-monailabel
 MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .venv-tools
 
-.PHONY: demo test lint bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom
+.PHONY: demo test lint bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom \
+	bundle huggingface zoo-check tag
 
 demo: $(VENV)/.installed
 	$(PY) -m scripts.example_pair $(EXAMPLE)/pair
@@ -104,6 +105,20 @@ $(TOOLS)/.installed: supply_chain/tools.lock
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python $(LOCKED) -r supply_chain/tools.lock
 	touch $@
+
+# a release: the zip file of the model zoo, the folder for Hugging Face, the zoo's checks, the tag; docs/release.md
+bundle: $(VENV)/.installed
+	$(PY) -m release.bundle
+
+huggingface: $(VENV)/.installed
+	rm -rf output/huggingface
+	$(PY) -m release.huggingface
+
+zoo-check: $(VENV)/.installed-dev
+	$(PY) -m release.zoo_check
+
+tag: $(VENV)/.installed
+	$(PY) -m release.tag
 
 clean:
 	rm -rf output mutants .coverage* .mypy_cache .pytest_cache .ruff_cache
