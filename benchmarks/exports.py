@@ -136,11 +136,7 @@ def main() -> None:
         "| weights, voxels | form | max difference, voxels | mean | time / network's |\n| --- | --- | --- | --- | --- |"
     )
     for weights in given.weights:
-        network = (
-            published_size()
-            if weights == "published"
-            else load_weights(create_registration_network("default"), "default")
-        )
+        network = published_size((given.shape,) * 3) if weights == "published" else default_network()
         measure(weights, network, given.repeats)
 
 
