@@ -9,7 +9,7 @@ MONAILABEL := .venv-monailabel
 MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .venv-tools
 
-.PHONY: demo test lint bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom \
+.PHONY: demo test lint docs linkcheck bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom \
 	bundle huggingface zoo-check tag
 
 demo: $(VENV)/.installed
@@ -27,6 +27,14 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# the site in output/docs; a warning, such as a dead link, is an error
+docs: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -W --keep-going -b html docs output/docs
+
+# asks the network for every external link; not a part of CI
+linkcheck: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -b linkcheck docs output/linkcheck
 
 bench: $(VENV)/.installed-dev
 	$(PY) -m benchmarks.performance
@@ -69,8 +77,8 @@ $(VENV)/.installed: requirements.lock requirements-build.lock requirements-cpu.l
 	if $(PY) -m supply_chain.cuda_build; then $(PY) $(LOCKED) -r requirements-cuda.lock; fi
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-reference.txt requirements-comparators.txt
-	$(PIP) -r requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-docs.txt requirements-reference.txt requirements-comparators.txt
+	$(PIP) -r requirements-dev.txt -r requirements-docs.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-reference.txt -r requirements-comparators.txt
 	touch $@
 
