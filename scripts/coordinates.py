@@ -15,6 +15,7 @@ Every other module interpolates through this one: the only ``grid_sample`` and `
 Spaces (docs/conventions.md):
     voxel: index along each tensor axis, 0 .. size - 1 at the voxel centers.
     normalized: voxel / (size - 1), so 0 is the center of the first voxel and 1 the center of the last one.
+
 Component ``c`` of a point or of a displacement belongs to tensor axis ``c`` (D, H, W).
 """
 

@@ -30,7 +30,7 @@ def common_labels(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
 
 
 def dice_per_label(fixed: np.ndarray, warped: np.ndarray, labels: Iterable[int]) -> dict[int, float]:
-    """Return 2 |F and W| / (|F| + |W|) for each label.
+    """Return ``2 |F and W| / (|F| + |W|)`` for each label.
 
     Equal to ``monai.metrics.compute_dice``, which needs a one-hot copy of the images: too large at native resolution
     with a hundred labels.
