@@ -1,0 +1,54 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Settings of the documentation site: ``make docs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
+
+project = "uniGradICON MONAI Bundle"
+author = "uniGradICON bundle contributors"
+project_copyright = author
+release = str(json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"])
+
+extensions = [
+    "myst_nb",  # brings myst_parser
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "config_reference",
+    "error_reference",
+]
+exclude_patterns = ["_ext", "_build", "**/.ipynb_checkpoints"]
+
+myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_heading_anchors = 4  # GitHub's slugs, so that a link to a section works there and here, and is checked
+nb_execution_mode = "off"
+
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_type_aliases = {"Image": "Image"}
+
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_copy_source = False
+copybutton_prompt_text = r"\$ |>>> "
+copybutton_prompt_is_regexp = True
+
+linkcheck_timeout = 20
+linkcheck_retries = 2
