@@ -43,6 +43,11 @@ napoleon_numpy_docstring = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_type_aliases = {"Image": "Image"}
+nitpicky = True  # docstrings' references are checked, but for those to other packages and to constants: no targets here
+nitpick_ignore_regex = [
+    ("py:class", r"(torch|numpy|monai|collections|pathlib|os)\..+|Tensor|Image|scripts\.checkpoints\.Network"),
+    ("py:data", r"[A-Z_]+"),
+]
 
 html_theme = "furo"
 html_title = f"{project} {release}"

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Transform = Callable[[Tensor], Tensor]
-"""A spatial transform: normalized points (B, 3, ...) of the fixed grid -> normalized points of the moving grid."""
+"""A spatial transform, normalized points (B, 3, ...) of the fixed grid -> normalized points of the moving grid."""
 _MOST_SLABS = 8  # each costs a copy of the values in the backward pass
 _LEAST_SLAB = 50_000  # numbers; smaller ones are not worth the copies
 

@@ -98,7 +98,7 @@ class FieldResult(NamedTuple):
     regularity: float
     """GradICON regularity, likewise."""
     size: int
-    """Voxels along each axis of the last level: smaller than asked for if memory ran out."""
+    """Voxels along each axis of the last level, smaller than asked for if memory ran out."""
 
 
 def optimize_field(

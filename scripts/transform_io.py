@@ -144,7 +144,7 @@ def displacement_field(transform: GridTransform, shape: Sequence[int], affine_ra
         affine_ras: (4, 4), voxel (i, j, k) of that grid -> world RAS mm.
 
     Returns:
-        (3, I, J, K) float32, mm along the RAS axes: transform(x) - x. In memory i runs fastest, as in files.
+        transform(x) - x, (3, I, J, K) float32, mm along the RAS axes. In memory i runs fastest, as in files.
     """
     size_i, size_j, size_k = (int(n) for n in shape)
     affine = plain(affine_ras).double()
