@@ -37,6 +37,7 @@ exclude_patterns = ["_ext", "_build", "**/.ipynb_checkpoints"]
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
 myst_heading_anchors = 4  # GitHub's slugs, so that a link to a section works there and here, and is checked
 nb_execution_mode = "off"
+smartquotes = False  # options and values stay as they are typed
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
