@@ -10,9 +10,11 @@
 # limitations under the License.
 """``register``: one registration from Python, by the same workflow as the bundle's command.
 
-from scripts.api import register
-result = register("moving.nii.gz", "fixed.nii.gz", preset="fast")
-result.warped_moving, result.forward_transform, result.report["quality"]["verdict"]
+::
+
+    from scripts.api import register
+    result = register("moving.nii.gz", "fixed.nii.gz", preset="fast")
+    result.warped_moving, result.forward_transform, result.report["quality"]["verdict"]
 """
 
 from __future__ import annotations
