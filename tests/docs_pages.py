@@ -60,11 +60,16 @@ def anchors_of(text: str) -> set[str]:
     return found
 
 
+def blocks_of(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in a language, in order."""
+    return [body for _, named, body in _FENCE.findall(page.read_text(encoding="utf-8")) if named == language]
+
+
 def commands_of(page: Path) -> list[Command]:
     """Return the commands in the bash blocks of a page, in order."""
     found = []
-    for _, language, body in _FENCE.findall(page.read_text(encoding="utf-8")):
-        for line in body.replace("\\\n", " ").splitlines() if language == "bash" else ():
+    for body in blocks_of(page, "bash"):
+        for line in body.replace("\\\n", " ").splitlines():
             words = tuple(shlex.split(line, comments=True))
             if words:
                 found.append(Command(page.relative_to(ROOT).as_posix(), words))

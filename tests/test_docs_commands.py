@@ -25,7 +25,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import itk
 import nibabel as nib
@@ -33,8 +33,11 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.example_pair import write_example
+from scripts.quality import VERDICTS
+from scripts.workflow import run_workflow
 from tests.chain import write
-from tests.docs_pages import PAGES, ROOT, Command, commands_of
+from tests.docs_pages import PAGES, ROOT, Command, blocks_of, commands_of
 from tests.known_pair import anatomy, grid_points, write_known_pair, write_learn2reg
 from tests.networks import published_state, random_network
 
@@ -367,6 +370,40 @@ def test_the_commands_do_what_they_say(
         missing = [name for name in makes if not (tmp_path / name).exists()]
         assert not missing, f"{command.page}: {command.text}: did not make {missing}\n{said.out}\n{said.err}"
     assert json.loads((tmp_path / "results_own" / "report.json").read_text())["weights"]["name"] == "best.pt"
+
+
+@pytest.mark.parametrize("page", ["start.md", "own_pair.md"])
+def test_the_examples_in_python_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_files(tmp_path)
+    write_example(tmp_path / "output" / "example" / "pair")
+    monkeypatch.chdir(tmp_path)
+    quick = {"optimization": "off", "network_shape": [48, 48, 48], "device": "cpu"}
+    monkeypatch.setattr("scripts.api.run_workflow", lambda configs, given: run_workflow(configs, {**quick, **given}))
+    (example,) = blocks_of(ROOT / "docs" / page, "python")
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert found["result"].verdict in VERDICTS
+    assert found["result"].report["settings"]["preset"] == "fast"
+    assert (found["result"].warped_label is not None) is (page == "own_pair.md")
+
+
+def test_itk_and_simpleitk_load_what_the_conventions_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simpleitk = pytest.importorskip("SimpleITK")
+    _write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(("python", "-m", "scripts", "register", "moving.nii.gz", "fixed.nii.gz", "--output_dir", "."), PASS)
+    with_itk, with_simpleitk, _ = blocks_of(ROOT / "docs" / "conventions.md", "python")
+    first: dict[str, Any] = {}
+    exec(with_itk, first)
+    second: dict[str, Any] = {
+        name: simpleitk.ReadImage(f"{name}.nii.gz", simpleitk.sitkFloat32) for name in ("fixed", "moving")
+    }
+    exec(with_simpleitk, second)
+    written = itk.array_from_image(itk.imread("warped_moving.nii.gz"))
+    assert written.std() > 100
+    assert np.abs(itk.array_from_image(first["warped"]) - written).max() < 1
+    assert np.abs(simpleitk.GetArrayFromImage(second["warped"]) - written)[2:-2, 2:-2, 2:-2].max() < 5
+    assert len(first["moving_point"]) == 3
 
 
 def test_the_forms_of_apply_take_the_options_of_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
