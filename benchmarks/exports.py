@@ -33,6 +33,7 @@ from scripts.architectures import create_registration_network
 from scripts.checkpoints import load_weights
 from scripts.exported_network import FORMATS, load_exported
 from scripts.exports import example_pair, export_network
+from scripts.memory import keep_freed_memory
 from scripts.network import RegistrationNetwork
 
 _LARGEST_INT8 = 96  # voxels
@@ -109,11 +110,12 @@ def measure(name: str, network: RegistrationNetwork, repeats: int) -> None:
         expected = network(image)
         seconds: dict[str, list[float]] = {form: [] for form in forms}
         found: dict[str, Tensor] = {}
-        for _ in range(repeats):
-            for form, run in forms.items():
-                began = time.perf_counter()
-                found[form] = run(image)
-                seconds[form].append(time.perf_counter() - began)
+        with keep_freed_memory():  # as in the inferer
+            for _ in range(repeats):
+                for form, run in forms.items():
+                    began = time.perf_counter()
+                    found[form] = run(image)
+                    seconds[form].append(time.perf_counter() - began)
         base = statistics.median(seconds["network"])
         for form in forms:
             away = (found[form] - expected).abs()

@@ -146,6 +146,17 @@ RUN = {
     ),
     "python -m scripts register output/example/pair/moving.nii.gz output/example/pair/fixed.nii.gz --preset fast"
     " --output_dir output/example/result": Run(QUICK, _in("output/example/result", REGISTRATION)),
+    "python -m scripts export models/model.onnx": Run((), ("models/model.onnx",)),
+    "python -m scripts export models/model.ts --model unigradicon": Run(
+        ("--network_shape", "48", "48", "48"), ("models/model.ts",)
+    ),
+    "python -m scripts export model.onnx": Run((), ("model.onnx",)),
+    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_ts.yaml']"
+    " --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),
+    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_onnx.yaml']"
+    " --exported models/model.onnx --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),
+    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_trt.yaml']"
+    " --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),
     f"{INFERENCE} --ckpt_path output/finetune/best.pt --fixed a.nii.gz --moving b.nii.gz": Run(
         PASS, _in("output", REGISTRATION)
     ),
@@ -165,14 +176,6 @@ ELSEWHERE = {
     "python -m scripts download unigradicon": "tests/test_download.py"
     "::test_the_command_downloads_into_a_bundle_and_ends_errors_with_one_line",
     "make monailabel STUDIES=/data/studies": SERVER,
-    "python -m monai.bundle ckpt_export --net_id network_def --filepath model.ts --ckpt_file FILE"
-    " --meta_file configs/metadata.json --config_file configs/inference.yaml --ckpt_path FILE": "tests/test_bundle.py"
-    "::test_torchscript_export_gives_the_same",
-    "python -m monai.bundle onnx_export --net_id network_def --filepath model.onnx --ckpt_file FILE"
-    " --meta_file configs/metadata.json --config_file configs/inference.yaml --ckpt_path FILE --input_shape"
-    " [1,2,175,175,175] --use_trace True --converter_kwargs {'opset_version': 20, 'dynamo': True}": (
-        "tests/test_bundle.py::test_onnx_export_gives_the_same"
-    ),
     "python -m scripts apply TRANSFORM OPTIONS": "tests/test_docs_commands.py"
     "::test_the_forms_of_apply_take_the_options_of_its_table",
     "python -m monai.bundle run apply --config_file configs/apply.yaml OPTIONS": "tests/test_docs_commands.py"
@@ -181,6 +184,11 @@ ELSEWHERE = {
     " ['configs/inference.yaml','configs/cohort.yaml','configs/multi_gpu_cohort.yaml'] --datalist pairs.csv": (
         "tests/test_cohort.py::test_two_processes_do_the_same_as_one"
     ),
+    "make sbom": INSTALLS,
+    "make zoo-check": CI,
+    "make bundle": "tests/test_release.py::test_the_zip_file_holds_the_released_files_and_is_the_same_again",
+    "make huggingface": "tests/test_release.py::test_the_hub_s_folder_has_its_card_whose_links_lead_somewhere",
+    "make tag": "tests/test_release.py::test_a_tag_carries_the_line_of_the_changelog",
     "make matrix": HOURS,
     ".ci/matrix --only 3.11-oldest 3.13-newest": HOURS,
     ".ci/matrix --resolve": "tests/test_matrix.py::test_the_status_and_the_table_tell_what_failed",
@@ -313,9 +321,9 @@ def _write_files(folder: Path) -> None:
     # a bundle: its configs and weights, and some of the published form, small and random
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "models").mkdir()
-    for name in ("default.pt", "SHA256SUMS"):
+    for name in ("model.pt", "SHA256SUMS"):
         (folder / "models" / name).symlink_to(ROOT / "models" / name)
-    torch.save(published_state(random_network(stage=2)), folder / "models" / "model.pt")
+    torch.save(published_state(random_network(stage=2)), folder / "models" / "unigradicon.pt")
 
 
 @contextmanager

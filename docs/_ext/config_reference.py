@@ -32,6 +32,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference.yaml": (),
     "cohort.yaml": ("inference.yaml",),
     "evaluate.yaml": ("inference.yaml",),
+    "inference_ts.yaml": ("inference.yaml",),
+    "inference_onnx.yaml": ("inference.yaml",),
+    "inference_trt.yaml": ("inference.yaml",),
     "apply.yaml": (),
     "train.yaml": ("inference.yaml",),
     "finetune.yaml": ("inference.yaml", "train.yaml"),
@@ -42,7 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "multi_gpu_train.yaml": ("inference.yaml", "train.yaml"),
 }
 # keys that are no options: of the workflow, or set for the processes that torchrun starts
-INTERNAL = {"wait", "network", "begin", "finalize", "run", "network_def", "objective"}
+INTERNAL = {"wait", "network", "weights", "begin", "finalize", "run", "network_def", "objective"}
 _SECTION = re.compile(r"^# -+ (.+?) -+$")
 _KEY = re.compile(r"^(\w+):(?!:)(.*)$")
 
