@@ -29,8 +29,15 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m mypy
 
 # the site in output/docs; a warning, such as a dead link, is an error
-docs: $(VENV)/.installed-dev
+docs: $(VENV)/.installed-dev output/tutorial/tutorial.ipynb
 	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -W --keep-going -b html docs output/docs
+
+# the tutorial with its results; nbmake fails where a cell does
+output/tutorial/tutorial.ipynb: docs/tutorial.ipynb $(VENV)/.installed-dev
+	mkdir -p $(@D)
+	cp $< $(@D)/run.ipynb
+	$(PY) -m pytest -q --nbmake --overwrite --nbmake-timeout=600 $(@D)/run.ipynb
+	mv $(@D)/run.ipynb $@
 
 # asks the network for every external link; not a part of CI
 linkcheck: $(VENV)/.installed-dev

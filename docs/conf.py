@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -58,3 +59,19 @@ copybutton_prompt_is_regexp = True
 
 linkcheck_timeout = 20
 linkcheck_retries = 2
+
+
+def _with_results(app: Any, page: str, source: list[str]) -> None:
+    """Show the tutorial as it was run last (make output/tutorial/tutorial.ipynb), if that is what it is now."""
+    ran = ROOT / "output" / "tutorial" / "tutorial.ipynb"
+    if page == "tutorial" and ran.is_file():
+        app.env.note_dependency(str(ran))
+        text = ran.read_text(encoding="utf-8")
+        cells = [[cell["source"] for cell in json.loads(each)["cells"]] for each in (text, source[0])]
+        if cells[0] == cells[1]:
+            source[0] = text
+
+
+def setup(app: Any) -> None:
+    """Register what this file adds."""
+    app.connect("source-read", _with_results)

@@ -165,7 +165,7 @@ RUN = {
 CI = "CI runs it: .ci/run"
 INSTALLS = "installs packages, or makes an environment"
 SERVER = "a server that runs until it is stopped; make test-monailabel starts it"
-HOURS = "takes from a quarter of an hour to hours"
+HOURS = "a benchmark or a campaign: minutes to hours"
 PROGRAM = "a program that the bundle does not install"
 SHELL = "a shell's own state"
 # command -> a test that runs what it does (FILE::NAME), or why no test can
@@ -184,6 +184,9 @@ ELSEWHERE = {
     " ['configs/inference.yaml','configs/cohort.yaml','configs/multi_gpu_cohort.yaml'] --datalist pairs.csv": (
         "tests/test_cohort.py::test_two_processes_do_the_same_as_one"
     ),
+    "python -m benchmarks.exports --weights default --repeats 7": HOURS,
+    "python -m benchmarks.exports --weights published --shape 96 --repeats 5": HOURS,
+    "python -m benchmarks.exports --weights published --repeats 3": HOURS,
     "make sbom": INSTALLS,
     "make zoo-check": CI,
     "make bundle": "tests/test_release.py::test_the_zip_file_holds_the_released_files_and_is_the_same_again",
