@@ -115,7 +115,10 @@ def check_exported_files(zoo: Path) -> str:
 def check_unit_tests(zoo: Path) -> str:
     """Run the tests in the zoo's form, from the zoo's root."""
     command = [sys.executable, "-m", "unittest", "discover", "-s", f"models/{NAME}/{UNIT_TESTS}"]
-    return next(line for line in _call(zoo, command, "unit tests").splitlines() if line.startswith("Ran "))
+    line = next(line for line in _call(zoo, command, "unit tests").splitlines() if line.startswith("Ran "))
+    if line.startswith("Ran 0 "):
+        raise FindingError(f"no unit tests in {UNIT_TESTS}")
+    return line
 
 
 def _run(zoo: Path, code: str, what: str = "") -> str:

@@ -16,9 +16,11 @@ fields starts from it as from the network, the optimization of the network's wei
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +28,40 @@ from torch import Tensor, nn
 from .coordinates import extent
 from .errors import InputError, InputFileError
 from .network import CompositeTransform
+from .published_weights import ROOT, bundle_folder
 from .seeding import check_device
 
 FORMATS = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
+FACTS = "registration.json"  # in the file: what an inference has to know of its weights
+
+
+class Program(NamedTuple):
+    """What a file of any format holds."""
+
+    run: Callable[[Tensor], Tensor]
+    """Pair (1, 2, D, H, W) in [0, 1] -> ddf (1, 3, D, H, W), voxels, as the network's own ``forward``."""
+    spatial_shape: list[int]
+    """(D, H, W) of the pairs it takes."""
+    facts: str
+    """JSON, or empty in files that other programs wrote."""
 
 
 class ExportedNetwork(nn.Module):
     """A registration network of which only the pass from a pair to a ddf is known.
 
     Args:
-        run: pair (1, 2, D, H, W) in [0, 1] -> ddf (1, 3, D, H, W), voxels, as the network's own ``forward``.
-        spatial_shape: (D, H, W) of the pairs it takes.
+        program: what computes it.
+        path: its file.
     """
 
-    def __init__(self, run: Callable[[Tensor], Tensor], spatial_shape: list[int]) -> None:
+    def __init__(self, program: Program, path: Path) -> None:
         super().__init__()
-        self.run = run
-        self.spatial_shape = spatial_shape
+        self.run = program.run
+        self.spatial_shape = program.spatial_shape
+        self.path = path
+        facts = json.loads(program.facts or "{}")
+        self.match_orientation: bool | None = facts.get("match_orientation")
+        """Whether its weights expect images that are turned alike; None where the file does not tell."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the ddf (1, 3, D, H, W), voxels, of a pair (1, 2, D, H, W)."""
@@ -58,79 +77,113 @@ class ExportedNetwork(nn.Module):
         return CompositeTransform([ddf / extent(ddf)])
 
 
-def load_exported(path: str | Path, device: torch.device | str = "cpu") -> ExportedNetwork:
-    """Load an exported network; the file's ending tells its form.
-
-    TorchScript and torch.export files hold programs: load those that you trust.
-
-    Args:
-        path: .ts, .pt2 or .onnx.
-        device: where it computes; a .pt2 file computes where it was exported.
+def refuse_what_needs_weights(optimization: str | bool, amp: bool) -> None:
+    """Refuse settings that an exported network has no weights for.
 
     Raises:
-        InputError: another ending, or a package that is missing.
+        InputError: optimization 'network', or amp.
+    """
+    if optimization == "network" or amp:
+        raise InputError(
+            "optimization 'network' and amp need the network's weights, not an exported file: choose --optimization"
+            " field or off, or leave out the config of the exported file"
+        )
+
+
+def load_exported(
+    path: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    default: str = "model.ts",
+    bundle_root: str | Path = ".",
+    optimization: str | bool = "field",
+    amp: bool = False,
+) -> ExportedNetwork:
+    """Load an exported network; the file's ending tells its form.
+
+    TorchScript and torch.export files hold programs, and reading the latter may run any code: load what you trust.
+
+    Args:
+        path: .ts, .pt2 or .onnx; None: ``default`` in the bundle's folder models.
+        device: where it computes; a .pt2 file computes where it was exported.
+        default: name of that file.
+        bundle_root: folder of the bundle.
+        optimization: of the inference it is for, as the next one; see :func:`refuse_what_needs_weights`.
+        amp: likewise.
+
+    Raises:
+        InputError: another ending, a package that is missing, a device or setting that the file can't serve.
         InputFileError: the file is not there, can't be read or is no such network.
     """
-    path, device = Path(path), check_device(device)
+    refuse_what_needs_weights(optimization, amp)
+    path = bundle_folder(bundle_root) / "models" / default if path is None else Path(path)
+    device = check_device(device)
     if path.suffix not in FORMATS:
         raise InputError(f"exported: expected a file {', '.join(FORMATS)}, got '{path}'")
     if not path.is_file():
-        raise InputFileError(f"exported: '{path}' is not there; make it with: python -m scripts export {path}")
+        raise InputFileError(f"exported: '{path}' is not there; make it with: {export_command(path)}")
     load = {".ts": _load_torchscript, ".pt2": _load_program, ".onnx": _load_onnx}[path.suffix]
     try:
-        run, shape = load(path, device)
-    except (InputError, ImportError):
+        network = ExportedNetwork(load(path, device), path)
+    except InputError:
         raise
     except Exception as error:  # each format has its own kinds for a broken file
         reason = str(error).strip().split("\n")[0][:200]
         raise InputFileError(
             f"exported: '{path}' can't be read as {FORMATS[path.suffix]} ({reason}); make it again with:"
-            f" python -m scripts export {path}"
+            f" {export_command(path)}"
         ) from error
-    if len(shape) != 3 or not all(isinstance(n, int) for n in shape):
+    if len(network.spatial_shape) != 3 or not all(isinstance(n, int) for n in network.spatial_shape):
         raise InputFileError(
-            f"exported: '{path}' is no network for pairs of one shape (1, 2, D, H, W), got axes {shape}; make it again"
-            f" with: python -m scripts export {path}"
+            f"exported: '{path}' is no network for pairs of one shape (1, 2, D, H, W), got axes"
+            f" {network.spatial_shape}; make it again with: {export_command(path)}"
         )
-    return ExportedNetwork(run, list(shape))
+    return network
 
 
-def _load_torchscript(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], list[int]]:
-    module = torch.jit.load(path, map_location=device).eval()
-    return module, [int(n) for n in module.spatial_shape]
+def export_command(path: Path) -> str:
+    """Return the command that makes a file; it works in the folder where the user is."""
+    program = "-m scripts" if Path.cwd() == ROOT else shlex.quote(str(ROOT / "scripts"))
+    return f"python {program} export {shlex.quote(str(path))}"
 
 
-def _load_program(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], list[int]]:
-    program = torch.export.load(path)
+def _load_torchscript(path: Path, device: torch.device) -> Program:
+    found = {FACTS: ""}
+    module = torch.jit.load(path, map_location=device, _extra_files=found).eval()
+    text = found[FACTS]
+    return Program(module, [int(n) for n in module.spatial_shape], text.decode() if isinstance(text, bytes) else text)
+
+
+def _load_program(path: Path, device: torch.device) -> Program:
+    found = {FACTS: ""}
+    program = torch.export.load(path, extra_files=found)
     (image,) = (node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
-    found = image.meta["val"]
-    if found.device.type != device.type:
+    made_for, shape = image.meta["val"].device, list(image.meta["val"].shape[2:])
+    if (made_for.type, made_for.index or 0) != (device.type, device.index or 0):
         raise InputError(
-            f"exported: '{path}' computes on {found.device.type}, device is {device.type}; export it there with: python"
-            f" -m scripts export {path} --device {device.type}"
+            f"exported: '{path}' computes on {made_for}, device is {device}; export it there with:"
+            f" {export_command(path)} --device {device}"
         )
-    return program.module(), list(found.shape[2:])
+    return Program(program.module(), shape, found[FACTS])
 
 
-def _load_onnx(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Tensor], list[int]]:
+def _load_onnx(path: Path, device: torch.device) -> Program:
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError("exported: ONNX files need onnxruntime; get it with: pip install onnxruntime") from error
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda":
-        providers.insert(0, "CUDAExecutionProvider")
-        if providers[0] not in onnxruntime.get_available_providers():
-            raise InputError(
-                "exported: this onnxruntime does not compute on GPUs; use --device cpu, or: pip install onnxruntime-gpu"
-            )
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+    on_gpu = ("CUDAExecutionProvider", {"device_id": device.index or 0})
+    providers = [on_gpu] if device.type == "cuda" else []
+    session = onnxruntime.InferenceSession(str(path), settings, providers=[*providers, "CPUExecutionProvider"])
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise InputError(
+            "exported: this onnxruntime does not compute on the GPU; use --device cpu, or: pip install onnxruntime-gpu"
+        )
     (image,) = session.get_inputs()
 
     def run(pair: Tensor) -> Tensor:
         (ddf,) = session.run(None, {image.name: pair.detach().cpu().float().numpy()})
         return torch.from_numpy(ddf).to(pair)
 
-    return run, list(image.shape[2:])
+    return Program(run, list(image.shape[2:]), session.get_modelmeta().custom_metadata_map.get(FACTS, ""))

@@ -15,6 +15,8 @@ python -m scripts export models/model.ts [--model unigradicon | --ckpt_path FILE
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +29,7 @@ from .architectures import create_registration_network
 from .atomic import replacing
 from .checkpoints import load_weights
 from .errors import InputError
-from .exported_network import FORMATS, load_exported
+from .exported_network import FACTS, FORMATS, load_exported
 from .network import RegistrationNetwork
 
 OPSET = 20  # the first one of ONNX whose GridSample takes volumes
@@ -52,15 +54,17 @@ def example_pair(shape: Sequence[int], device: torch.device | str = "cpu", seed:
 
 
 @torch.no_grad()
-def export_network(network: RegistrationNetwork, out: str | Path) -> Exported:
+def export_network(network: RegistrationNetwork, out: str | Path, match_orientation: bool | None = None) -> Exported:
     """Write a network for pairs of its own ``spatial_shape`` and compare what the file computes with it.
 
     Args:
         network: with its weights, in eval mode, on the device where the file is to compute.
         out: .ts, .pt2 or .onnx; appears when it is whole and was compared.
+        match_orientation: whether the weights expect images that are turned alike; noted in the file, which an
+            inference follows.
 
     Raises:
-        InputError: another ending.
+        InputError: another ending, or packages that are missing.
         RuntimeError: the file's ddf differs by more than 0.01 voxels; nothing is written.
     """
     out = Path(out)
@@ -68,28 +72,33 @@ def export_network(network: RegistrationNetwork, out: str | Path) -> Exported:
     device = next(network.parameters()).device
     image = example_pair(network.spatial_shape, device)
     expected = network(image)
+    facts = json.dumps({} if match_orientation is None else {"match_orientation": match_orientation})
     with replacing(out) as temporary:
-        _write(network, image, out.suffix, temporary)
+        _write(network, image, facts, temporary)
         difference = float((load_exported(temporary, device)(image) - expected).abs().max())
         if not difference <= TOLERANCE:
-            raise RuntimeError(
-                f"export: {out} differs from the network by {difference:.2g} voxels; nothing was written"
-            )
+            raise RuntimeError(f"export: {out} differs from the network by {difference:.2g} voxels; it was not written")
     return Exported(out, difference, float(expected.abs().max()))
 
 
 def _check_ending(out: Path) -> None:
     if out.suffix not in FORMATS:
         raise InputError(f"export: expected a file {', '.join(FORMATS)}, got '{out}'")
+    needed = ("onnx", "onnxscript", "onnxruntime") if out.suffix == ".onnx" else ()
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"export: ONNX needs further packages; get them with: pip install {' '.join(missing)}")
 
 
-def _write(network: RegistrationNetwork, image: Tensor, ending: str, path: Path) -> None:
-    if ending == ".ts":
-        convert_to_torchscript(network).save(str(path))
-    elif ending == ".pt2":
-        torch.export.save(torch.export.export(network, (image,)), path)
+def _write(network: RegistrationNetwork, image: Tensor, facts: str, path: Path) -> None:
+    if path.suffix == ".ts":
+        convert_to_torchscript(network).save(str(path), _extra_files={FACTS: facts})
+    elif path.suffix == ".pt2":
+        torch.export.save(torch.export.export(network, (image,)), path, extra_files={FACTS: facts})
     else:
-        convert_to_onnx(
+        import onnx
+
+        model = convert_to_onnx(
             network,
             [image],
             input_names=["image"],
@@ -100,6 +109,8 @@ def _write(network: RegistrationNetwork, image: Tensor, ending: str, path: Path)
             external_data=False,  # one file
             verbose=False,
         )
+        onnx.helper.set_model_props(model, {FACTS: facts})
+        onnx.save(model, str(path))
 
 
 def export(
@@ -126,7 +137,7 @@ def export(
     _check_ending(Path(out))  # before any heavy work
     network = create_registration_network(model, ckpt_path, bundle_root, network_shape)
     network = load_weights(network, model, ckpt_path, bundle_root, device)
-    done = export_network(network, out)
+    done = export_network(network, out, match_orientation=model == "default" and not ckpt_path)  # as inference.yaml
     print(
         f"{done.path}: {FORMATS[done.path.suffix]} for pairs of {network.spatial_shape} voxels; its displacements,"
         f" up to {done.size:.1f} voxels, differ from the network's by {done.difference:.1e} voxels at most"

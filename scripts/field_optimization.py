@@ -92,7 +92,7 @@ class FieldResult(NamedTuple):
     displacement: Tensor
     """(2, 3, D, H, W), normalized units, forward and inverse, on the grid of the last level."""
     loss: float
-    """The objective at the last level, before its last step; lower is better."""
+    """The objective at the last level; lower is better."""
     similarity: float
     """Sum of both directions, likewise."""
     regularity: float
@@ -119,7 +119,8 @@ def optimize_field(
 
     (Tian et al., GradICON, CVPR 2023, with fields in the place of the network.) The unknowns live on a grid of half the
     level's size and are smoothed by a Gaussian, which keeps the steps of Adam smooth; they are added to the start.
-    Images are sampled with zeros outside, fields with the border value. There is nothing random in it.
+    Images are sampled with zeros outside, fields with the border value. There is nothing random in it. A level that
+    does not lower the loss leaves what it began with.
 
     Args:
         pair: the images; labels are needed with a Dice weight.
@@ -188,10 +189,14 @@ def _optimize_level(
         first = values if step == 0 else first
         bar.set_postfix_str(f"{level.size}: similarity {values[1]:.4f} regularity {values[2]:.5f}", refresh=False)
         bar.update()
-    if level.steps > 1 and values[0] >= first[0]:  # Adam's steps are as long where nothing is left to gain
-        return found, first
     with torch.no_grad():
-        return found + resample_grid(gaussian_blur(unknowns, smoothing), shape), values
+        update = gaussian_blur(unknowns, smoothing)
+        displacement = found + resample_grid(update, shape)
+        loss, similarity, regularity = evaluate(displacement, low_found + update)
+        values = (loss.item(), similarity.item(), regularity.item())
+    if not values[0] < first[0]:  # Adam's steps are as long where nothing is left to gain
+        return found, first
+    return displacement, values
 
 
 def _check_memory(level: Level, device: torch.device) -> None:

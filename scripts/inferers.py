@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from scripts.coordinates import extent, identity_grid_like, resample_grid, sample
 from scripts.errors import InputError, describe_memory_error
-from scripts.exported_network import ExportedNetwork
+from scripts.exported_network import ExportedNetwork, refuse_what_needs_weights
 from scripts.field_optimization import FieldObjective, Level, optimize_field, refine_levels
 from scripts.image_pair import ImagePair
 from scripts.losses import GradICONLoss
@@ -186,11 +186,8 @@ class RegistrationInferer(Inferer):
                 f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
                 " --optimization field"
             )
-        if isinstance(network, ExportedNetwork) and (self.optimization == "network" or self.amp):
-            raise InputError(
-                "optimization 'network' and amp need the network's weights, not an exported file: choose --optimization"
-                " field or off, or leave out the config of the exported file"
-            )
+        if isinstance(network, ExportedNetwork):
+            refuse_what_needs_weights(self.optimization, self.amp)
         # the network has its own switch; coordinates and objectives would suffer from half precision
         with keep_freed_memory(), torch.autocast(inputs.device.type, enabled=False):
             return self._register(network, ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs))

@@ -25,7 +25,7 @@ PUBLISHED_FILES = {"unigradicon": "models/unigradicon.pt", "multigradicon": "mod
 def bundle_folder(bundle_root: str | Path) -> Path:
     """Return the bundle's folder; ``.``, the configs' default, means this bundle in whatever folder a command runs."""
     folder = Path(bundle_root)
-    return ROOT if str(folder) == "." and not (folder / "configs").is_dir() else folder
+    return ROOT if str(folder) == "." and not (folder / "configs" / "metadata.json").is_file() else folder
 
 
 def download_command(model: str, bundle_root: str | Path = ".") -> str:

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Write docs/licenses.md, the licences of all that make demo installs: ``make licenses``."""
+"""Write docs/licenses.md, the licenses of all that make demo installs: ``make licenses``."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from supply_chain.locks import DEMO_LOCK, ROOT, Pin, normalized, public_version,
 TABLE = ROOT / "docs" / "licenses.md"
 _COPYLEFT = re.compile(r"\b(A?GPL|LGPL|MPL|EUPL|EPL|CDDL)\b|GNU|Mozilla", re.IGNORECASE)
 _URL_NAMES = ("homepage", "home", "repository", "source", "source code", "documentation")
-HEADER = "| package | version | licence | home |"
-TEXT = """# Licences
-What `make demo` installs, by [requirements.lock](../requirements.lock), with the licences that the packages declare; made
+HEADER = "| package | version | license | home |"
+TEXT = """# Licenses
+What `make demo` installs, by [requirements.lock](../requirements.lock), with the licenses that the packages declare; made
 by `make licenses`. The bundle itself is under Apache 2.0 ([LICENSE](../LICENSE)).
 
 {copyleft}
 
 Wheels also hold libraries of others. Among them are runtime libraries of GCC: libgfortran in numpy and scipy and libgomp in
-torch for CPUs (GPL with the GCC Runtime Library Exception, which lets programs of any licence use them), and libquadmath in
+torch for CPUs (GPL with the GCC Runtime Library Exception, which lets programs of any license use them), and libquadmath in
 numpy and scipy (LGPL).
 
 The packages of [requirements-cuda.lock](../requirements-cuda.lock), which only builds of torch with CUDA install, are mostly
-NVIDIA's, under its proprietary licence: read that before you pass such an environment on.
+NVIDIA's, under its proprietary license: read that before you pass such an environment on.
 
 """  # noqa: E501 - the text's lines are as wide as in the other documents
 
@@ -53,7 +53,7 @@ class Package(NamedTuple):
 
 
 def declared_licence(facts: Message) -> str:
-    """Return what a package says its licence is: an SPDX expression, a short text, or its classifiers."""
+    """Return what a package says its license is: an SPDX expression, a short text, or its classifiers."""
     short = (facts.get("License") or "").strip()
     classifiers = [text for text in facts.get_all("Classifier") or [] if text.startswith("License ::")]
     named = " and ".join(text.rpartition(" :: ")[2] for text in classifiers)
@@ -112,7 +112,7 @@ def main() -> None:
     missing = [pin for name, pin in pins.items() if name not in packages]
     packages |= describe_elsewhere(missing) if missing else {}
     copyleft = [f"{each.name} ({each.licence})" for each in sorted(packages.values()) if _COPYLEFT.search(each.licence)]
-    sentence = "None of them is under a copyleft licence (GPL, LGPL, MPL)."
+    sentence = "None of them is under a copyleft license (GPL, LGPL, MPL)."
     if copyleft:
         sentence = f"Copyleft: {', '.join(copyleft)}. The MPL asks for the source of changed files of the package only."
     rows = [f"| {' | '.join(package)} |" for package in sorted(packages.values())]

@@ -21,6 +21,7 @@ import yaml
 from monai.bundle import download_large_files
 from torch import Tensor
 
+from scripts.architectures import create_registration_network
 from scripts.checkpoint_files import read_checkpoint, translate_keys
 from scripts.checkpoints import (
     CHECKSUMS,
@@ -32,7 +33,7 @@ from scripts.checkpoints import (
 )
 from scripts.errors import InputError, InputFileError
 from scripts.network import IdentityNetwork, RegistrationNetwork
-from scripts.published_weights import record_of, sha256_of
+from scripts.published_weights import ROOT, record_of, sha256_of
 from tests.networks import SMALL, published_state, random_network
 
 
@@ -240,6 +241,17 @@ def test_default_weights_that_changed_are_refused(tmp_path: Path) -> None:
         load_weights(fresh(), "default", bundle_root=bundle)
 
 
+def test_a_note_of_a_former_file_does_not_speak_of_the_default_weights(tmp_path: Path) -> None:
+    """Published weights had that name up to 0.8, and their note may lie there still."""
+    (tmp_path / "models").mkdir()
+    for name in ("model.pt", CHECKSUMS):
+        (tmp_path / "models" / name).symlink_to(ROOT / "models" / name)
+    record_of(tmp_path / "models" / "model.pt").write_text(f"{'0' * 64}  model.pt\n")
+    load_weights(create_registration_network("default", bundle_root=tmp_path), "default", bundle_root=tmp_path)
+    with pytest.raises(InputFileError, match="was changed since"):
+        load_weights(fresh(), "none", tmp_path / "models" / "model.pt")
+
+
 def test_published_weights_that_changed_since_their_download_are_refused(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     path = save(random_network().state_dict(), tmp_path, MODEL_FILES["unigradicon"])
@@ -248,12 +260,12 @@ def test_published_weights_that_changed_since_their_download_are_refused(tmp_pat
     save(random_network(seed=1).state_dict(), tmp_path, MODEL_FILES["unigradicon"])
     with pytest.raises(InputFileError, match=r"was changed since .*fetch it again with: python .*download unigradicon"):
         load_weights(fresh(), "unigradicon", bundle_root=tmp_path)
-    with pytest.raises(InputFileError, match=r"was changed since .*or remove model\.pt\.sha256 if the change is yours"):
+    with pytest.raises(InputFileError, match=r"was changed since .*or remove unigradicon\.pt\.sha256 if"):
         load_weights(fresh(), "none", path)
 
 
 def test_missing_default_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputFileError, match=r"default weights are not at .*default\.pt; restore them with: git"):
+    with pytest.raises(InputFileError, match=r"default weights are not at .*model\.pt; restore them with: git"):
         find_weights("default", bundle_root=tmp_path)
 
 
@@ -268,6 +280,7 @@ def test_the_default_folder_means_this_bundle_wherever_a_command_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()  # of something else
     assert find_weights("default", bundle_root=".") == Path(__file__).resolve().parents[1] / "models" / "model.pt"
     with pytest.raises(InputFileError, match="default weights"):  # a folder that was named is meant
         find_weights("default", bundle_root=tmp_path)

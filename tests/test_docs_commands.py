@@ -147,8 +147,9 @@ RUN = {
     "python -m scripts register output/example/pair/moving.nii.gz output/example/pair/fixed.nii.gz --preset fast"
     " --output_dir output/example/result": Run(QUICK, _in("output/example/result", REGISTRATION)),
     "python -m scripts export models/model.onnx": Run((), ("models/model.onnx",)),
-    "python -m scripts export models/model.ts --model unigradicon": Run(
-        ("--network_shape", "48", "48", "48"), ("models/model.ts",)
+    "python -m scripts export models/model.ts": Run((), ("models/model.ts",)),
+    "python -m scripts export models/unigradicon.ts --model unigradicon": Run(
+        ("--network_shape", "48", "48", "48"), ("models/unigradicon.ts",)
     ),
     "python -m scripts export model.onnx": Run((), ("model.onnx",)),
     "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_ts.yaml']"
@@ -275,6 +276,7 @@ def test_every_command_is_run_or_said_why_not() -> None:
     assert not set(RUN) & set(ELSEWHERE)
 
 
+@pytest.mark.skipif(not (ROOT / ".ci").exists(), reason="no .ci, which a release leaves out")
 def test_ci_runs_what_it_is_said_to_run() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert {text for text, value in ELSEWHERE.items() if value == CI} <= {line.split(" #")[0] for line in lines}

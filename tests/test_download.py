@@ -261,7 +261,9 @@ def test_a_full_disk_is_one_line_and_the_part_is_kept(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(transfers.os, "fsync", full)
-    with pytest.raises(InputError, match=r"model\.pt\.part' can't be written \(No space left on device\)") as caught:
+    with pytest.raises(
+        InputError, match=r"unigradicon\.pt\.part' can't be written \(No space left on device\)"
+    ) as caught:
         download("unigradicon", root, context)
     assert "\n" not in str(caught.value)
     assert "unigradicon.pt" not in names(root)
@@ -293,7 +295,7 @@ def test_one_process_at_a_time_writes(tmp_path: Path, server: Server, context: s
 )
 def test_a_list_that_can_not_be_used_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "large_files.yml").write_text(text)
-    with pytest.raises(InputError, match=r"large_files\.yml does not list models/model\.pt with a url"):
+    with pytest.raises(InputError, match=r"large_files\.yml does not list models/unigradicon\.pt with a url"):
         read_source("unigradicon", tmp_path)
 
 

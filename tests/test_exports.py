@@ -29,6 +29,7 @@ from scripts.errors import InputError, InputFileError, find_input_error
 from scripts.exported_network import FORMATS, load_exported
 from scripts.exports import example_pair, export_network
 from scripts.network import RegistrationNetwork
+from scripts.tensorrt import compile_unets
 from tests.known_pair import write_known_pair
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +66,7 @@ def test_the_default_weights_give_the_same_in_each_format(
 ) -> None:
     exported = load_exported(files[ending])
     assert exported.spatial_shape == default_network.spatial_shape
+    assert exported.match_orientation is True
     pair = torch.rand(1, 2, *exported.spatial_shape)  # not the one that the command compares with
     with torch.no_grad():
         expected = default_network(pair)
@@ -107,6 +109,19 @@ def test_a_file_of_monai_s_own_export_is_taken(tmp_path: Path, default_network: 
     pair = example_pair(default_network.spatial_shape)
     with torch.no_grad():
         torch.testing.assert_close(load_exported(out)(pair), default_network(pair), atol=TOLERANCE, rtol=0)
+    assert load_exported(out).match_orientation is None  # it does not tell
+
+
+@pytest.mark.parametrize("ending", list(FORMATS))
+def test_a_file_of_own_weights_keeps_images_as_they_are(tmp_path: Path, ending: str) -> None:
+    """As inference does with --ckpt_path: whether images are turned follows the weights, not the option --model."""
+    torch.save(random_network([40, 40, 40]).state_dict(), tmp_path / "own.pt")
+    out = tmp_path / f"own{ending}"
+    own = ["--ckpt_path", str(tmp_path / "own.pt"), "--network_shape", "40", "40", "40"]
+    assert main(["export", str(out), *own]) == 0
+    assert load_exported(out).match_orientation is False
+    _, report = register(tmp_path / "run", "inference_ts.yaml", exported=str(out), optimization="off")
+    assert report["settings"]["match_orientation"] is False
 
 
 def register(folder: Path, config: str | None, **options: object) -> tuple[np.ndarray, dict[str, dict[str, object]]]:
@@ -152,18 +167,106 @@ def test_the_tensorrt_config_falls_back_to_the_network_where_there_is_no_tensorr
     np.testing.assert_array_equal(found, plain)
 
 
+@pytest.mark.parametrize(
+    ("over", "run_id", "table"),
+    [("cohort.yaml", "cohort", "cohort.csv"), ("evaluate.yaml", "evaluate", "pairs.csv")],
+)
+def test_a_file_serves_cohorts_and_evaluations(
+    files: dict[str, Path], tmp_path: Path, over: str, run_id: str, table: str
+) -> None:
+    """The config of the file last in the list."""
+    pair = write_known_pair(tmp_path / "pair")
+    (tmp_path / "pairs.csv").write_text(f"case,fixed,moving\np1,{pair['fixed']},{pair['moving']}\n")
+    workflow = ConfigWorkflow(
+        config_file=[str(ROOT / "configs" / name) for name in ("inference.yaml", over, "inference_onnx.yaml")],
+        workflow_type="inference",
+        bundle_root=str(ROOT),
+        output_dir=str(tmp_path / "out"),
+        datalist=str(tmp_path / "pairs.csv"),
+        exported=str(files[".onnx"]),
+        optimization="off",
+        progress=False,
+        device="cpu",
+    )
+    workflow.initialize()
+    workflow.run()
+    assert (tmp_path / "out" / table).is_file()
+    (report,) = (tmp_path / "out").rglob("report.json")
+    assert json.loads(report.read_text())["weights"]["path"] == str(files[".onnx"])
+
+
 @pytest.mark.parametrize("options", [{"optimization": "network"}, {"amp": True}])
-def test_what_needs_the_weights_is_refused(files: dict[str, Path], tmp_path: Path, options: dict[str, object]) -> None:
+def test_what_needs_the_weights_is_refused_before_images_are_read(
+    files: dict[str, Path], tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    monkeypatch.setattr("scripts.reading.LoadVolumesd.__call__", lambda self, data: read.append(data))
     with pytest.raises(RuntimeError) as caught:
         register(tmp_path / "run", "inference_ts.yaml", exported=str(files[".ts"]), **options)
     assert "not an exported file" in str(find_input_error(caught.value))
-    assert not (tmp_path / "run" / "out" / "report.json").exists()
+    assert not read
+
+
+def test_the_file_of_the_bundle_is_meant_wherever_a_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputFileError) as caught:
+        load_exported(default="none.ts")
+    assert f"'{ROOT / 'models' / 'none.ts'}' is not there" in str(caught.value)
+    assert f"python {ROOT / 'scripts'} export {ROOT / 'models' / 'none.ts'}" in str(caught.value)
+
+
+def test_a_program_is_refused_on_another_device(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.exported_network.check_device", torch.device)
+    with pytest.raises(InputError, match=r"computes on cpu, device is meta; export it there with: .* --device meta"):
+        load_exported(files[".pt2"], "meta")
+
+
+def test_onnx_on_a_gpu_is_refused_where_onnxruntime_has_none(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would compute on the processor without a word."""
+    monkeypatch.setattr("scripts.exported_network.check_device", torch.device)
+    with pytest.raises(InputError, match="does not compute on the GPU; use --device cpu"):
+        load_exported(files[".onnx"], "cuda:1")
+
+
+def test_packages_that_onnx_needs_are_named_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["export", str(tmp_path / "model.onnx")]) == 1
+    assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"model": "none"}, "TensorRT needs a network"), ({"trt_precision": "int4"}, "expected one of fp32, tf32")],
+)
+def test_settings_that_tensorrt_can_t_serve_are_refused(
+    tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        register(tmp_path / "run", "inference_trt.yaml", **options)
+    assert message in str(find_input_error(caught.value))
+
+
+def test_engines_of_other_weights_precision_or_shape_have_other_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr("scripts.tensorrt.trt_compile", lambda network, base, *args, **more: names.append(base))
+    for shape, sha256, precision in (([40] * 3, "a", "fp32"), ([41] * 3, "a", "fp32"), ([40] * 3, "b", "fp32")):
+        compile_unets(random_network(shape), tmp_path / "trt", {"sha256": sha256}, precision)
+    compile_unets(random_network([40] * 3), tmp_path / "trt", {"sha256": "a"}, "fp16")
+    assert len(set(names)) == len(names) == 4
 
 
 def test_errors_say_what_to_do(tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"expected a file \.ts, \.pt2, \.onnx, got 'model\.pt'"):
         load_exported("model.pt")
-    with pytest.raises(InputFileError, match=r"is not there; make it with: python -m scripts export .*none\.ts"):
+    with pytest.raises(InputFileError, match=r"is not there; make it with: python .*scripts export .*none\.ts"):
         load_exported(tmp_path / "none.ts")
     for ending, path in files.items():
         broken = tmp_path / f"broken{ending}"
@@ -181,6 +284,6 @@ def test_errors_say_what_to_do(tmp_path: Path, files: dict[str, Path], capsys: p
 def test_nothing_is_written_where_the_file_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = random_network([40, 40, 40])
     monkeypatch.setattr("scripts.exports.TOLERANCE", -1.0)
-    with pytest.raises(RuntimeError, match="was not written"):
+    with pytest.raises(RuntimeError, match="it was not written"):
         export_network(network, tmp_path / "model.ts")
     assert not list(tmp_path.iterdir())

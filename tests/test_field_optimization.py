@@ -265,3 +265,26 @@ def test_detail_beyond_the_coarse_grid_is_aligned_by_a_finer_one() -> None:
         errors[name] = float((moved - wave).abs()[8:-8, 8:-8, 8:-8].mean()) * (size - 1)  # voxels
     assert errors["fine"] < 0.4
     assert errors["fine"] < 0.5 * errors["coarse"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_level_never_ends_worse_than_it_began(steps: int) -> None:
+    """Equal images, where every step of Adam is one too many; what is returned is what was evaluated."""
+    image = texture()
+    pair = ImagePair(image, image.clone(), affine(), affine())
+    objective = FieldObjective(LNCC(2, flat_correlation=1.0))
+    start = 0.001 * torch.randn(2, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    begin = optimize_field(pair, start, objective, [Level(16, 1)], learning_rate=1e-12)
+    found = optimize_field(pair, start, objective, [Level(16, steps)], learning_rate=0.02)
+    assert found.loss <= begin.loss + 1e-6
+    nothing = optimize_field(pair, torch.zeros_like(start), objective, [Level(16, steps)])
+    assert not nothing.displacement.any()
+
+
+def test_a_loss_that_is_no_number_leaves_the_start() -> None:
+    image = texture()
+    moving = image.clone()
+    moving[0, 0, 10, 10, 10] = torch.nan
+    start = torch.zeros(2, 3, 8, 8, 8)
+    found = optimize_field(ImagePair(moving, image, affine(), affine()), start, OBJECTIVE, [Level(16, 3)])
+    assert torch.isfinite(found.displacement).all()

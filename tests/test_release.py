@@ -25,6 +25,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from release import zoo_check
@@ -32,8 +33,17 @@ from release.bundle import write_zip
 from release.contents import NAME, ROOT, released_files, version_of
 from release.huggingface import root_card, write_folder
 from release.tag import tag
-from release.zoo_runs import FindingError, check_metadata_schema, config_sets
+from release.zoo_runs import (
+    FindingError,
+    check_metadata_schema,
+    check_network,
+    check_properties,
+    check_torchscript,
+    check_unit_tests,
+    config_sets,
+)
 from tests.known_pair import write_known_pair
+from tests.networks import random_network
 
 needs_git = pytest.mark.skipif(
     not (ROOT / ".git").exists(), reason="no git checkout: a release is made of what git knows"
@@ -109,7 +119,7 @@ def make_large(root: Path) -> None:
         (zoo_check.check_card, replace("docs/README.md", "# Performance", "# Speed"), "no section Performance"),
         (zoo_check.check_card, remove("docs/overview.png"), "pictures that are not there: overview.png"),
         (zoo_check.check_card, remove("models/LICENSE"), "missing: models/LICENSE"),
-        (zoo_check.check_licence_headers, replace("release/tag.py", "Apache License", "License"), "release/tag.py"),
+        (zoo_check.check_license_headers, replace("release/tag.py", "Apache License", "License"), "release/tag.py"),
     ],
 )
 def test_a_check_of_the_zoo_finds_what_is_wrong(
@@ -129,6 +139,47 @@ def test_metadata_are_compared_with_a_schema(bundle: Path, tmp_path: Path) -> No
     change_metadata(network_data_format={"inputs": {}})(zoo / "models" / NAME)
     with pytest.raises(FindingError, match="outputs"):
         check_metadata_schema(zoo, zoo_check.SCHEMA)
+
+
+def test_unit_tests_that_are_not_there_are_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "models" / NAME / "release" / "unit_tests").mkdir(parents=True)
+    with pytest.raises(FindingError, match="no unit tests"):
+        check_unit_tests(tmp_path)
+
+
+def lay_out_to_run(zoo: Path) -> Path:
+    """Return the bundle in the zoo's folder, with what building its workflows needs."""
+    root = zoo / "models" / NAME
+    for name in ("configs", "models", "scripts"):
+        skipped = shutil.ignore_patterns("default_training", "*.ts", "*.onnx", "__pycache__")
+        shutil.copytree(ROOT / name, root / name, ignore=skipped)
+    return root
+
+
+def test_a_network_that_gives_something_else_is_a_finding(tmp_path: Path) -> None:
+    text = (ROOT / "configs" / "metadata.json").read_text().replace('"num_channels": 3', '"num_channels": 2')
+    (lay_out_to_run(tmp_path) / "configs" / "metadata.json").write_text(text)
+    with pytest.raises(FindingError, match=r"channel number|num_channels"):
+        check_network(tmp_path)
+
+
+def test_weights_that_the_network_is_not_made_for_are_a_finding(tmp_path: Path) -> None:
+    """As those under models/model.pt were, to a command that names no model."""
+    root = lay_out_to_run(tmp_path)
+    torch.save(random_network(stage=2).state_dict(), root / "models" / "model.pt")
+    replace("scripts/architectures.py", "found if path is None else read_architecture(path)", "PUBLISHED")(root)
+    with pytest.raises(FindingError, match="size mismatch"):
+        check_torchscript(tmp_path)
+
+
+def test_a_property_that_is_missing_is_a_finding(tmp_path: Path) -> None:
+    root = lay_out_to_run(tmp_path)
+    for path in (root / "configs").rglob("*.yaml"):
+        if path.name != "inference.yaml":
+            path.unlink()
+    replace("configs/inference.yaml", "\ndataset_dir:", "\nimages_dir:")(root)
+    with pytest.raises(FindingError, match="dataset_dir"):
+        check_properties(tmp_path)
 
 
 def test_every_config_is_built_or_named_as_left_out() -> None:
