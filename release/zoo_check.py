@@ -43,7 +43,10 @@ from release.zoo_runs import (
 )
 
 REQUIRED = ("configs/metadata.json", "configs/inference.yaml", "LICENSE", "models/model.pt", "docs/README.md")
-CARD_HEADINGS = ("Model overview", "Data", "Performance", "Commands", "License", "References")
+CARD_HEADINGS = (
+    *("Model overview", "Data", "System configuration", "Performance", "Limitations", "MONAI Bundle commands"),
+    *("License", "Citation", "References"),
+)
 SCHEMA = Path(__file__).parent / "meta_schema.json"
 _LARGEST = 25 * 2**20  # bytes, of a file in the zoo's repository
 _HASHES = ("md5", "sha1", "sha256", "sha512")
