@@ -42,8 +42,10 @@ def tag(root: Path = ROOT) -> str:
     for name, found in others.items():
         if found != version:
             raise SystemExit(f"error: {name} has version {found}, configs/metadata.json {version}; make them the same")
-    if _git(root, "status", "--porcelain"):
-        raise SystemExit("error: there are changes that are not committed; a tag is of what is committed")
+    changes = _git(root, "status", "--porcelain").splitlines()
+    if changes:
+        found = ", ".join(line[3:] for line in changes[:3]) + (", ..." if len(changes) > 3 else "")
+        raise SystemExit(f"error: there are changes that are not committed ({found}); a tag is of what is committed")
     name = f"v{version}"
     tags = [each for each in _git(root, "tag", "--list", "v*").split() if re.fullmatch(r"v\d+\.\d+\.\d+", each)]
     newer = [each for each in tags if _numbers(each) >= _numbers(name)]

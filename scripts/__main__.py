@@ -10,10 +10,13 @@
 # limitations under the License.
 """``python -m scripts register moving.nii.gz fixed.nii.gz``, or ``python FOLDER/scripts ...`` from anywhere."""
 
+import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    # before PyTorch is loaded: its waiting threads are to sleep soon, or a busy machine does next to nothing else
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not __package__:
         sys.path[0] = str(Path(__file__).resolve().parents[1])
     from scripts.cli import main

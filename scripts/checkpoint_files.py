@@ -56,6 +56,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
         reason = str(error).strip().split("\n")[0][:200]
+        if "weights_only" in reason:  # PyTorch's advice, to run whatever the file holds
+            reason = "it holds something else than tensors and plain values"
         raise InputFileError(f"weights: {path} can't be read as a PyTorch checkpoint of tensors ({reason})") from error
     spatial_shape = None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -123,6 +124,8 @@ def load_exported(
         raise InputFileError(f"exported: '{path}' is not there; make it with: {export_command(path)}")
     load = {".ts": _load_torchscript, ".pt2": _load_program, ".onnx": _load_onnx}[path.suffix]
     try:
+        if path.suffix != ".onnx" and not zipfile.is_zipfile(path):
+            raise ValueError("it is cut off, or something else")
         network = ExportedNetwork(load(path, device), path)
     except InputError:
         raise
@@ -141,9 +144,9 @@ def load_exported(
 
 
 def export_command(path: Path) -> str:
-    """Return the command that makes a file; it works in the folder where the user is."""
+    """Return the command that makes a file, of the default weights; it works in the folder where the user is."""
     program = "-m scripts" if Path.cwd() == ROOT else shlex.quote(str(ROOT / "scripts"))
-    return f"python {program} export {shlex.quote(str(path))}"
+    return f"python {program} export {shlex.quote(str(path))} [--model NAME]"
 
 
 def _load_torchscript(path: Path, device: torch.device) -> Program:

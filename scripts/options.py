@@ -102,11 +102,18 @@ def raise_unknown(options: Iterable[str], known: Iterable[str], suggestions: Ite
     known, suggestions = set(known), sorted(suggestions)
     unknown = [option for option in options if _first_part(option) not in known]
     if unknown:
-        words = [f"--{option}{did_you_mean(_first_part(option), suggestions)}" for option in unknown]
+        hints = [_other_file(option) or did_you_mean(_first_part(option), suggestions) for option in unknown]
+        words = [f"--{option}{hint}" for option, hint in zip(unknown, hints, strict=True)]
         found = ", ".join(words)
         raise InputError(
             f"unknown option {found}{'' if found.endswith('?') else '.'} The config files list all options"
         )
+
+
+def _other_file(option: str) -> str:
+    """Return in which of the bundle's config files an option is that those in use do not have."""
+    own = [path for path in sorted(_BUNDLE_CONFIGS.glob("*.yaml")) if _first_part(option) in declared_ids([str(path)])]
+    return f", of configs/{own[0].name}, which is not in use" if own else ""
 
 
 def declared_ids(files: Iterable[str]) -> set[str]:

@@ -284,3 +284,13 @@ def test_the_default_folder_means_this_bundle_wherever_a_command_runs(
     assert find_weights("default", bundle_root=".") == Path(__file__).resolve().parents[1] / "models" / "model.pt"
     with pytest.raises(InputFileError, match="default weights"):  # a folder that was named is meant
         find_weights("default", bundle_root=tmp_path)
+
+
+def test_a_file_that_holds_something_else_is_no_invitation_to_run_it(tmp_path: Path) -> None:
+    """PyTorch's own words advise to read it without weights_only."""
+    (tmp_path / "text.pt").write_text("import os\n")
+    torch.save({"model": Path("x")}, tmp_path / "path.pt")
+    for name in ("text.pt", "path.pt"):
+        with pytest.raises(InputFileError, match="can't be read as a PyTorch checkpoint of tensors") as error:
+            read_checkpoint(tmp_path / name)
+        assert "weights_only" not in str(error.value)

@@ -145,7 +145,7 @@ RUN = {
         (), _in("output/example/pair", ("fixed.nii.gz", "moving.nii.gz", "ground_truth.json"))
     ),
     "python -m scripts register output/example/pair/moving.nii.gz output/example/pair/fixed.nii.gz --preset fast"
-    " --output_dir output/example/result": Run(QUICK, _in("output/example/result", REGISTRATION)),
+    " --output_dir output/example/by_hand": Run(QUICK, _in("output/example/by_hand", REGISTRATION)),
     "python -m scripts export models/model.onnx": Run((), ("models/model.onnx",)),
     "python -m scripts export models/model.ts": Run((), ("models/model.ts",)),
     "python -m scripts export models/unigradicon.ts --model unigradicon": Run(

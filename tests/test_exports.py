@@ -263,7 +263,7 @@ def test_engines_of_other_weights_precision_or_shape_have_other_names(
     assert len(set(names)) == len(names) == 4
 
 
-def test_errors_say_what_to_do(tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_say_what_to_do(tmp_path: Path, files: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"expected a file \.ts, \.pt2, \.onnx, got 'model\.pt'"):
         load_exported("model.pt")
     with pytest.raises(InputFileError, match=r"is not there; make it with: python .*scripts export .*none\.ts"):
@@ -273,12 +273,13 @@ def test_errors_say_what_to_do(tmp_path: Path, files: dict[str, Path], capsys: p
         broken.write_bytes(path.read_bytes()[:20000])
         with pytest.raises(InputFileError, match=f"can't be read as {FORMATS[ending]}"):
             load_exported(broken)
+        assert not capfd.readouterr().err  # one line, and no traceback of PyTorch's beside it
     other = tmp_path / "other.ts"
     torch.jit.script(torch.nn.Conv3d(2, 3, 1)).save(other)
     with pytest.raises(InputFileError, match="can't be read as TorchScript"):
         load_exported(other)
     assert main(["export", str(tmp_path / "model.trt")]) == 1
-    assert "export: expected a file .ts, .pt2, .onnx" in capsys.readouterr().err
+    assert "export: expected a file .ts, .pt2, .onnx" in capfd.readouterr().err
 
 
 def test_nothing_is_written_where_the_file_would_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

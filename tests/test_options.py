@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigWorkflow, run
 
-from scripts.errors import find_input_error
+from scripts.errors import InputError, find_input_error
+from scripts.options import raise_unknown
 
 CONFIG = """
 bundle_root: .
@@ -163,3 +164,10 @@ def test_a_value_cut_at_a_hash_is_refused(config: str) -> None:
     result = command(config, "--fixed", "scan#2.nii.gz")
     assert result.returncode == 1
     assert "error: fixed 'scan#2.nii.gz' is cut at the '#'" in result.stderr
+
+
+def test_an_option_of_another_config_file_is_told_from_a_typo() -> None:
+    with pytest.raises(InputError, match=r"unknown option --exported, of configs/inference_onnx\.yaml, which is not"):
+        raise_unknown(["exported"], {"fixed"}, {"fixed"})
+    with pytest.raises(InputError, match="unknown option --fixd, did you mean 'fixed'"):
+        raise_unknown(["fixd"], {"fixed"}, {"fixed"})

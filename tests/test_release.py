@@ -293,7 +293,7 @@ def test_a_tag_carries_the_line_of_the_changelog(checkout: Path) -> None:
 
 def test_a_tag_is_refused_with_what_to_do(checkout: Path) -> None:
     (checkout / "new.txt").write_text("")
-    with pytest.raises(SystemExit, match="not committed"):
+    with pytest.raises(SystemExit, match=r"not committed \(new\.txt\)"):
         tag(checkout)
     (checkout / "new.txt").unlink()
     git(checkout, "tag", "v99.10.0")
