@@ -50,7 +50,7 @@ SHOWN = ("torch", "monai", "numpy", "itk")
 TEST_TOOLS = ("pytest", "hypothesis", "jsonschema", "onnx", "onnxruntime", "onnxscript")
 TESTS = (  # each package of requirements.txt is used by one of them
     *("tests/test_coordinates.py", "tests/test_losses.py", "tests/test_preprocessing.py"),
-    *("tests/test_transform_io.py", "tests/test_network.py", "tests/test_bundle.py"),
+    *("tests/test_transform_io.py", "tests/test_network.py", "tests/test_bundle.py", "tests/test_exports.py"),
     *("tests/test_dicom.py", "tests/test_nifti.py", "tests/test_checkpoints.py", "tests/test_overview.py"),
     "tests/test_api.py::test_the_command_runs_from_another_folder",
     "tests/test_cohort.py::test_one_image_to_a_folder_and_frames_of_a_series",
