@@ -8,7 +8,8 @@ EXAMPLE := output/example
 MONAILABEL := .venv-monailabel
 MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
 TOOLS := .venv-tools
-export GOMP_SPINCOUNT ?= 1000 # threads that wait are to sleep soon: docs/performance.md
+# threads that wait are to sleep soon: docs/performance.md
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint docs linkcheck bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom \
 	bundle huggingface zoo-check tag

@@ -21,12 +21,17 @@ from torch import nn
 
 from .errors import InputError
 from .network import RegistrationNetwork
+from .published_weights import bundle_folder
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 
 
 def compile_unets(
-    network: nn.Module, engines: str | Path, weights: Mapping[str, str | None], precision: str = "fp32"
+    network: nn.Module,
+    weights: Mapping[str, str | None],
+    precision: str = "fp32",
+    engines: str | Path | None = None,
+    bundle_root: str | Path = ".",
 ) -> nn.Module:
     """Let TensorRT compute the UNets of a network; sampling stays PyTorch's, as TensorRT has none of volumes.
 
@@ -35,9 +40,10 @@ def compile_unets(
 
     Args:
         network: with its weights, on its device.
-        engines: beginning of the engines' file names; the folder is made.
         weights: of :func:`scripts.checkpoints.describe_weights`.
         precision: one of :data:`PRECISIONS`.
+        engines: beginning of the engines' file names, whose folder is made; None: ``models/trt`` of the bundle.
+        bundle_root: see :func:`scripts.published_weights.bundle_folder`.
 
     Raises:
         InputError: no registration network, or an unknown precision.
@@ -46,6 +52,8 @@ def compile_unets(
         raise InputError("TensorRT needs a network: choose --model default, unigradicon, multigradicon or --ckpt_path")
     if precision not in PRECISIONS:
         raise InputError(f"trt_precision: expected one of {', '.join(PRECISIONS)}, got '{precision}'")
+    if engines is None:
+        engines = bundle_folder(bundle_root) / "models" / "trt"
     gpu = torch.cuda.get_device_name().replace(" ", "_") if torch.cuda.is_available() else "cpu"
     shape = "x".join(map(str, network.spatial_shape))
     base = f"{engines}-{str(weights['sha256'])[:12]}-{shape}-{precision}-{gpu}"

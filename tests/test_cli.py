@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 
 from scripts.errors import find_input_error
 from scripts.similarity import gaussian_blur
-from tests.inference import run_inference
+from tests.inference import ROOT, run_inference
 
 QUICK = {"field_levels": {"default": [[16, 10]]}, "network_shape": [48, 48, 48]}
 FILES = {
@@ -184,3 +185,21 @@ def test_results_of_an_earlier_run_do_not_stay_beside_new_ones(tmp_path: Path, p
     run_inference(out, **pair, **QUICK, save_overview=False)
     assert {path.name for path in out.iterdir()} == (FILES - {"overview.png"}) | {"notes.txt"}
     assert json.loads((out / "report.json").read_text())["outputs"]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1000"), ("7", "7")])
+def test_waiting_threads_sleep_soon_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    """Set before PyTorch is loaded, whose threads read it then."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", given or "")  # what was there comes back after the test
+    if given is None:
+        del os.environ["GOMP_SPINCOUNT"]
+    seen: list[str | None] = []
+    monkeypatch.setattr("scripts.cli.main", lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    with pytest.raises(SystemExit):
+        runpy.run_module("scripts", run_name="__main__")
+    assert seen == [expected]
+    code = "import sys, scripts, scripts.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"

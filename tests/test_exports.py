@@ -258,9 +258,12 @@ def test_engines_of_other_weights_precision_or_shape_have_other_names(
     names: list[str] = []
     monkeypatch.setattr("scripts.tensorrt.trt_compile", lambda network, base, *args, **more: names.append(base))
     for shape, sha256, precision in (([40] * 3, "a", "fp32"), ([41] * 3, "a", "fp32"), ([40] * 3, "b", "fp32")):
-        compile_unets(random_network(shape), tmp_path / "trt", {"sha256": sha256}, precision)
-    compile_unets(random_network([40] * 3), tmp_path / "trt", {"sha256": "a"}, "fp16")
+        compile_unets(random_network(shape), {"sha256": sha256}, precision, tmp_path / "trt")
+    compile_unets(random_network([40] * 3), {"sha256": "a"}, "fp16", tmp_path / "trt")
     assert len(set(names)) == len(names) == 4
+    monkeypatch.chdir(tmp_path)
+    compile_unets(random_network([40] * 3), {"sha256": "a"})
+    assert names[-1].startswith(str(ROOT / "models" / "trt-a-40x40x40-fp32-"))  # the bundle's, wherever it runs
 
 
 def test_errors_say_what_to_do(tmp_path: Path, files: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:

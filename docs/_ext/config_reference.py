@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from made_pages import fill
+
 from scripts.cli import CONFIGS, Option, options_of
 
 if TYPE_CHECKING:
@@ -130,18 +132,6 @@ def _text(text: str) -> str:
     return re.sub(r"([*_<|$\[\]])", r"\\\1", text)
 
 
-def _insert(app: Sphinx, docname: str, source: list[str]) -> None:
-    if docname == PAGE:
-        source[0] = source[0].replace(PLACE, reference())
-
-
-def _outdated(app: Sphinx, *_: Any) -> list[str]:
-    """Read the page anew at each build: the config files are no files that Sphinx watches."""
-    return [PAGE]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("source-read", _insert)
-    app.connect("env-get-outdated", _outdated)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return fill(app, PAGE, PLACE, reference)

@@ -22,6 +22,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from made_pages import fill
+
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
@@ -96,18 +98,6 @@ def _literal(text: str) -> str:
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _insert(app: Sphinx, docname: str, source: list[str]) -> None:
-    if docname == PAGE:
-        source[0] = source[0].replace(PLACE, reference())
-
-
-def _outdated(app: Sphinx, *_: Any) -> list[str]:
-    """Read the page anew at each build: the modules are no files that Sphinx watches."""
-    return [PAGE]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
-    app.connect("source-read", _insert)
-    app.connect("env-get-outdated", _outdated)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return fill(app, PAGE, PLACE, reference)
