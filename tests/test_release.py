@@ -172,13 +172,28 @@ def test_weights_that_the_network_is_not_made_for_are_a_finding(tmp_path: Path) 
         check_torchscript(tmp_path)
 
 
-def test_a_property_that_is_missing_is_a_finding(tmp_path: Path) -> None:
+def test_a_file_that_computes_something_else_is_a_finding(tmp_path: Path) -> None:
+    root = lay_out_to_run(tmp_path)
+    computed = "(apply_on_grid(fields, image) - identity_grid_like(image)) * extent(image)"
+    replace("scripts/network.py", computed, f"{computed} + (1.0 if torch.jit.is_scripting() else 0.0)")(root)
+    with pytest.raises(FindingError, match=r"differs by 1\.0"):
+        check_torchscript(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("\ndataset_dir:", "\nimages_dir:", "dataset_dir"),
+        ('val_handlers: "@handlers"', 'val_handlers: "@cases"', r"missing \['handlers'\]"),
+    ],
+)
+def test_a_property_that_is_missing_is_a_finding(tmp_path: Path, old: str, new: str, message: str) -> None:
     root = lay_out_to_run(tmp_path)
     for path in (root / "configs").rglob("*.yaml"):
         if path.name != "inference.yaml":
             path.unlink()
-    replace("configs/inference.yaml", "\ndataset_dir:", "\nimages_dir:")(root)
-    with pytest.raises(FindingError, match="dataset_dir"):
+    replace("configs/inference.yaml", old, new)(root)
+    with pytest.raises(FindingError, match=message):
         check_properties(tmp_path)
 
 
