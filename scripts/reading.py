@@ -20,7 +20,6 @@ import logging
 import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from .file_form import (
     lost_intercept,
     nifti_header,
 )
+from .header import Header
 from .itk_types import readable_type
 
 logger = logging.getLogger(__name__)
@@ -54,16 +54,6 @@ FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
 # what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along
 _UNWRAPPED_NIFTI = {256: "int8", 1024: "int64", 1280: "uint64"}
 KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about its voxels; one entry per axis in file order (i, j, k, ...)."""
-
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]  # mm, as written: may be zero or negative
-    direction: np.ndarray  # columns are the axes in LPS
-    components: int  # values per voxel
 
 
 def read_header(path: str, series: str | None = None) -> Header:
@@ -92,6 +82,7 @@ def read_header(path: str, series: str | None = None) -> Header:
     return Header(
         shape=tuple(shape),
         spacing=tuple(float(image_io.GetSpacing(axis)) for axis in range(count)),
+        origin=tuple(float(image_io.GetOrigin(axis)) for axis in range(count)),
         direction=np.array([image_io.GetDirection(axis) for axis in range(count)]).T,
         components=components,
     )
