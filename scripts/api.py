@@ -34,7 +34,7 @@ from monai.transforms import LoadImage
 
 from .errors import InputError
 from .nifti import write_nifti
-from .reading import VolumeReader
+from .reading import VolumeReader, read_header
 from .transform_files import read_transform
 from .workflow import check_not_given, run_workflow
 
@@ -109,8 +109,9 @@ def register(
 
 
 def _load(path: Path) -> MetaTensor:
-    dtype = nib.load(path).get_data_dtype()  # type: ignore[attr-defined]
-    image = LoadImage(image_only=True, dtype=dtype, ensure_channel_first=True)(str(path), reader=VolumeReader())
+    dtype = read_header(str(path)).dtype
+    reader = VolumeReader(dtype=dtype)
+    image = LoadImage(image_only=True, dtype=None, ensure_channel_first=True)(str(path), reader=reader)
     assert isinstance(image, MetaTensor)
     return image
 
@@ -119,12 +120,15 @@ def _as_file(name: str, image: Image, folder: Path) -> str:
     """Return the path of an image, writing what is in memory."""
     if isinstance(image, (str, Path)):
         return str(image)
-    path = folder / f"{name}.nii.gz"
+    path, code = folder / f"{name}.nii.gz", 1
     if isinstance(image, MetaTensor):
+        code = int(image.meta.get("xform_code", 1))
         values, affine = image.as_tensor().detach().cpu().numpy(), np.asarray(image.affine)
         values = values[0] if values.ndim == 4 and values.shape[0] == 1 else values
     elif isinstance(image, nib.spatialimages.SpatialImage):
         values, affine = np.asanyarray(image.dataobj), np.asarray(image.affine)
+        header: Any = image.header
+        code = next((int(header[key]) for key in ("sform_code", "qform_code") if header.get(key, 0) > 0), 1)
     elif isinstance(image, itk.Object):
         if image.GetImageDimension() != 3:
             raise InputError(f"{name}: the ITK image is {image.GetImageDimension()}-D; give a 3-D image")
@@ -142,7 +146,7 @@ def _as_file(name: str, image: Image, folder: Path) -> str:
     axes = axes / np.linalg.norm(axes, axis=0).clip(1e-12)
     if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
         raise InputError(f"{name}: the affine has a shear, which NIfTI and ITK can't keep; resample the image first")
-    write_nifti(path, [values.astype(_nifti_type(values.dtype), copy=False)], affine)
+    write_nifti(path, [values.astype(_nifti_type(values.dtype), copy=False)], affine, xform_code=code)
     return str(path)
 
 

@@ -21,16 +21,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import itk
+import numpy as np
 
 from .errors import InputError
 from .field_formats import FSL_NAME, WRITERS, check_format, convert_field
+from .header import Header
 from .input_files import check_output_dir, existing_path, is_absent, stem
 from .itk_resampling import (
     INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
     Grid,
     grid_of,
-    read_itk,
+    read_scalars,
     resample,
     sample_transform,
     with_spacing,
@@ -38,7 +40,8 @@ from .itk_resampling import (
 from .nifti import write_nifti
 from .output_lock import alone_in
 from .point_files import POINT_SUFFIXES, carrier, carry_points, check_world
-from .reading import read_header
+from .reading import read_header, read_volume
+from .resampling import NIFTI_TYPES, cast
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 from .transform_io import write_itk
 
@@ -232,20 +235,41 @@ def _write_all(
             (path, label_interpolation) for path in inputs.labels
         ]
         for path, method in jobs:
-            image = read_itk(path)
+            image, header = read_scalars(path)
+            _say(header)
+            _check_finite(path, image, method)
             values = resample(image, transform, grid, method, outside if path in inputs.images else 0.0)
-            time_step = float(image.GetSpacing()[3]) if values.ndim == 4 else None
-            write_nifti(folder / output_name(path), [values], affine, time_step=time_step)
+            values = cast(values, NIFTI_TYPES.get(header.dtype, header.dtype) or values.dtype.name)
+            time_step = header.spacing[3] if values.ndim == 4 else None
+            write_nifti(folder / output_name(path), [values], affine, time_step=time_step, xform_code=grid.xform_code)
             written.append(folder / output_name(path))
         if inputs.convert:
             displacement = sample_transform(transform, grid)
-            moving = None if inputs.moving is None else grid_of(read_itk(inputs.moving))
+            moving = None if inputs.moving is None else grid_of(read_scalars(inputs.moving).image)[:2]
             files = [convert_field(name, displacement, grid.affine_ras, folder, moving) for name in inputs.convert]
             written.extend(folder / name for name in files)
     return written
 
 
+def _say(header: Header) -> None:
+    for line in header.warnings:
+        logger.warning("%s", line)
+
+
+def _check_finite(path: str, image: Any, method: str) -> None:
+    """Refuse NaN where it would spoil more than its own place; linear and nearest keep it there."""
+    values = itk.array_view_from_image(image)
+    if method != "linear" and values.dtype.kind == "f" and not np.isfinite(values).all():
+        what = "an image" if method == "bspline" else "a label"
+        raise InputError(
+            f"'{path}' has voxels that are NaN or infinite, which {what} by interpolation {method} can't have; replace"
+            " them (for instance by the background value)"
+        )
+
+
 def _grid(inputs: Inputs, spacing: Sequence[float] | None) -> Grid:
     """Return the grid of the results: that of fixed, or of the displacement field that is applied first."""
-    grid = grid_of(itk.imread(inputs.transforms[0]) if inputs.fixed is None else read_itk(inputs.fixed))
+    image, header = read_volume(inputs.transforms[0]) if inputs.fixed is None else read_scalars(inputs.fixed)
+    _say(header)
+    grid = grid_of(image, header.xform_code)
     return grid if spacing is None else with_spacing(grid, spacing)

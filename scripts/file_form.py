@@ -10,7 +10,7 @@
 # limitations under the License.
 """Is a file of voxels whole, and what its header says: checked before memory is taken for it.
 
-ITK takes missing voxels of NIfTI for zeros, waits for ever at a pipe, and allocates whatever a header claims.
+Readers take missing voxels for zeros, wait for ever at a pipe, and allocate whatever a header claims.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from .errors import InputFileError
 from .memory import available_memory
 from .nifti import GzipFile
 
-NIFTI_DATA = 352  # bytes before the voxels of a single NIfTI file, at least
 LEAST_SLOPE = 1e-15
 MOST_DIMENSIONS = 10  # of a MetaImage
 LONGEST_FIELD = 500  # of an NRRD header, characters
@@ -137,7 +136,7 @@ def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None
 
 
 def check_complete(path: str) -> None:
-    """Refuse a NIfTI or compressed file that is cut off or damaged, or whose voxels begin inside the header.
+    """Refuse a compressed or Analyze file that is cut off or damaged.
 
     Raises:
         InputFileError: naming the file.
@@ -147,38 +146,53 @@ def check_complete(path: str) -> None:
     header = nifti_header(path)
     if header is None:
         return
-    begins, voxels = float(header["vox_offset"]), path
-    if _magic(header).startswith(b"n+") and not begins >= NIFTI_DATA:  # each reader begins elsewhere then
-        raise InputFileError(
-            f"'{path}' says that its voxels begin at byte {begins:g}, inside its header; repair vox_offset, which is"
-            f" {NIFTI_DATA} or more"
-        )
-    if path.lower().endswith(".hdr"):
-        voxels = _beside(path, (".img", ".img.gz")) or ""
-        if not voxels:
-            raise InputFileError(f"'{path}' has no .img file beside it, in which its voxels are; copy that one, too")
+    voxels = voxel_file(path)
     dims = [int(size) for size in header["dim"]]
     count = int(np.prod([max(size, 1) for size in dims[1 : dims[0] + 1]], dtype=object))
-    try:
-        bits = 8 * header.get_data_dtype().itemsize
-    except (KeyError, nib.spatialimages.HeaderDataError):  # a type that ITK may know
-        bits = int(header["bitpix"])
-    needed = max(begins, 0) + count * bits // 8
+    needed = max(float(header["vox_offset"]), 0) + count * int(header["bitpix"]) // 8
     length = _length(voxels)
     if length < needed:
         raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed:g}; copy it again")
 
 
-def check_nifti_numbers(path: str) -> None:
-    """Refuse a NIfTI header whose geometry has NaN or infinite numbers: ITK searches for its rotation for ever.
+def check_begin(path: str, header: Any) -> int:
+    """Return the byte at which the voxels of a NIfTI file begin.
 
-    So is a slope so small that ITK takes it for none.
+    Raises:
+        InputFileError: it lies inside the header.
+    """
+    begins, single = float(header["vox_offset"]), is_nifti(header) and bytes(header["magic"].item()).startswith(b"n+")
+    least = int(header.sizeof_hdr) + 4 if single else 0
+    if not least <= begins < 2**62:  # each reader begins elsewhere then
+        raise InputFileError(
+            f"'{path}' says that its voxels begin at byte {begins:g}, inside its header; repair vox_offset, which is"
+            f" {least} or more"
+        )
+    return int(begins)
+
+
+def voxel_file(path: str) -> str:
+    """Return the file that holds the voxels of a NIfTI or Analyze file: another one than the header's for .hdr.
+
+    Raises:
+        InputFileError: it is not there.
+    """
+    if not path.lower().endswith(".hdr"):
+        return path
+    found = _beside(path, (".img", ".img.gz"))
+    if found is None:
+        raise InputFileError(f"'{path}' has no .img file beside it, in which its voxels are; copy that one, too")
+    return found
+
+
+def check_nifti_numbers(path: str) -> None:
+    """Refuse a NIfTI header whose geometry has NaN or infinite numbers, or whose slope other readers take for none.
 
     Raises:
         InputFileError: naming the file.
     """
     header = nifti_header(path)
-    if header is None or not _magic(header):
+    if header is None or not is_nifti(header):
         return
     if 0 < abs(float(header["scl_slope"])) < LEAST_SLOPE:
         raise InputFileError(f"'{path}' has scl_slope = {float(header['scl_slope']):g} in its header; repair it")
@@ -235,10 +249,9 @@ def _uncompressed_length(path: str) -> int:
     return length
 
 
-def _magic(header: Any) -> bytes:
-    """Return n+1 or ni1 of NIfTI, nothing of Analyze, which has other fields in the places of scale and matrices."""
-    found = bytes(header["magic"].item())
-    return found if found.startswith((b"n+", b"ni")) else b""
+def is_nifti(header: Any) -> bool:
+    """Tell NIfTI from Analyze, which has other fields in the places of scale and matrices."""
+    return bytes(header["magic"].item()).startswith((b"n+", b"ni"))
 
 
 def _beside(path: str, suffixes: tuple[str, ...]) -> str | None:
@@ -246,12 +259,3 @@ def _beside(path: str, suffixes: tuple[str, ...]) -> str | None:
     start = Path(path).with_suffix("") if path.lower().endswith(".gz") else Path(path)
     found = (start.with_suffix(case) for suffix in suffixes for case in (suffix, suffix.upper()))
     return next((str(other) for other in found if other.is_file()), None)
-
-
-def lost_intercept(path: str) -> float:
-    """Return what ITK adds to the voxels of a NIfTI file though its slope is 0, which says that nothing is scaled."""
-    header = nifti_header(path)
-    if header is None or not _magic(header) or float(header["scl_slope"]) != 0:
-        return 0.0
-    intercept = float(header["scl_inter"])
-    return intercept if np.isfinite(intercept) else 0.0

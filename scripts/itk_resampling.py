@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .itk_images import array_to_itk, field_ras, lps_geometry
-from .reading import VolumeReader
+from .reading import Volume, read_volume
 from .resampling import cast
 from .transform_io import LPS_RAS
 
@@ -37,26 +37,33 @@ class Grid(NamedTuple):
     """(I, J, K)."""
     affine_ras: Tensor
     """(4, 4) float64, voxel -> world RAS mm."""
+    xform_code: int = 1
+    """NIfTI's code of that world."""
 
 
-def read_itk(path: str) -> Any:
-    """Read an image file, 3-D or 4-D, or the DICOM series of a folder, into an ITK image."""
-    image = VolumeReader().read(path)
+def read_scalars(path: str) -> Volume:
+    """Read an image file, 3-D or 4-D, or the DICOM series of a folder, as an ITK image with its header.
+
+    Raises:
+        InputError: more than one value a voxel, another number of axes, or see :func:`scripts.reading.read_volume`.
+    """
+    volume = read_volume(path)
+    image = volume.image
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"'{path}' has {image.GetNumberOfComponentsPerPixel()} values per voxel; give one with one")
     if image.GetImageDimension() not in (3, 4):
         raise InputError(f"'{path}' is {image.GetImageDimension()}-D; give a 3-D or 4-D image")
-    return image
+    return volume
 
 
-def grid_of(image: Any) -> Grid:
+def grid_of(image: Any, xform_code: int = 1) -> Grid:
     """Return the grid of an ITK image, of a 4-D one that of its frames."""
     size = [int(n) for n in itk.size(image)][:3]
     affine = np.eye(4)
     spacing = np.array(image.GetSpacing())[:3]
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection())[:3, :3] * spacing
     affine[:3, 3] = np.array(image.GetOrigin())[:3]
-    return Grid((size[0], size[1], size[2]), LPS_RAS @ torch.from_numpy(affine))
+    return Grid((size[0], size[1], size[2]), LPS_RAS @ torch.from_numpy(affine), xform_code)
 
 
 def with_spacing(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
@@ -78,7 +85,7 @@ def with_spacing(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
     changed[:3, :3] = affine[:3, :3] / old * wanted
     edge = affine[:3, :3] @ np.full(3, -0.5)
     changed[:3, 3] = affine[:3, 3] + edge - changed[:3, :3] @ np.full(3, -0.5)
-    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), torch.from_numpy(changed))
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), torch.from_numpy(changed), grid.xform_code)
 
 
 def resample(image: Any, transform: Any, grid: Grid, interpolation: str = "linear", outside: float = 0.0) -> np.ndarray:

@@ -15,8 +15,27 @@ from __future__ import annotations
 from typing import Any
 
 import itk
+import numpy as np
 
 _READ_AS = {"char": "SS", **dict.fromkeys(("long", "unsigned_long", "long_long", "unsigned_long_long"), "D")}
+_NUMPY = {
+    **{
+        "unsigned_char": "uint8",
+        "char": "int8",
+        "unsigned_short": "uint16",
+        "short": "int16",
+        "unsigned_int": "uint32",
+    },
+    **{
+        "int": "int32",
+        "unsigned_long": "uint64",
+        "long": "int64",
+        "unsigned_long_long": "uint64",
+        "long_long": "int64",
+    },
+    **{"float": "float32", "double": "float64"},
+}
+_LACKING = {"int8": np.int16, "int64": np.float64, "uint64": np.float64}
 
 
 def readable_type(image_io: Any) -> Any:
@@ -30,3 +49,13 @@ def readable_type(image_io: Any) -> Any:
     if image_io.GetNumberOfComponents() != 1:
         return None
     return getattr(itk, _READ_AS.get(image_io.GetComponentTypeAsString(image_io.GetComponentType()), ""), None)
+
+
+def numpy_type_name(component: str) -> str:
+    """Return numpy's name of a component type of ITK's readers, or an empty text."""
+    return _NUMPY.get(component, "")
+
+
+def to_itk_type(values: np.ndarray) -> np.ndarray:
+    """Return values in a type that ITK for Python has images of, see :func:`readable_type`."""
+    return values.astype(_LACKING.get(values.dtype.name, values.dtype), copy=False)

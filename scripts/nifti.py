@@ -33,6 +33,7 @@ def write_nifti(
     vector: bool = False,
     time_step: float | None = None,
     intent_code: int = 0,
+    xform_code: int = 1,
 ) -> None:
     """Write a volume as ``.nii.gz``.
 
@@ -43,6 +44,9 @@ def write_nifti(
         vector: write a vector image (5-D, intent 1007), which ITK reads as such, without changing signs.
         time_step: seconds from frame to frame of a 4-D volume.
         intent_code: NIfTI's, where it is not that of a plain volume or vector image.
+        xform_code: NIfTI's code of the world that the affine is in, as the image has it on whose grid this lies: 1
+            scanner, 2 aligned, 3 Talairach, 4 MNI, 5 template. 0, unknown, is written where the affine is what readers
+            take a header without one for, and else 1.
 
     Raises:
         InputError: the file can't be written.
@@ -51,8 +55,10 @@ def write_nifti(
     voxels = np.stack(volumes, axis=-1)[:, :, :, None, :] if vector else volumes[0]
     affine = np.asarray(affine_ras, dtype=np.float64)
     image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
+    code = xform_code if xform_code or _is_without_world(affine) else 1
+    image.set_sform(affine, code=max(code, 1))
+    image.set_qform(affine, code=max(code, 1))
+    image.header["sform_code"] = image.header["qform_code"] = code
     image.header.set_xyzt_units("mm", "sec" if time_step is not None else None)
     if time_step is not None:
         image.header.set_zooms((*image.header.get_zooms()[:3], time_step))
@@ -65,3 +71,10 @@ def write_nifti(
         GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream,
     ):
         image.to_stream(stream)
+
+
+def _is_without_world(affine_ras: np.ndarray) -> bool:
+    """Tell whether an affine is the one that ITK takes a header with both codes 0 for."""
+    return bool(
+        np.allclose(affine_ras, np.diag([-1, -1, 1, 1]) @ np.diag(np.linalg.norm(affine_ras, axis=0)), atol=1e-6)
+    )

@@ -123,7 +123,8 @@ class SaveDisplacementd(Output):
 
     def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
         """Write the file."""
-        write_displacement_field(data["displacement_mm"], data["fixed"].affine, folder / "displacement.nii.gz")
+        fixed, path = data["fixed"], folder / "displacement.nii.gz"
+        write_displacement_field(data["displacement_mm"], fixed.affine, path, _xform_code(fixed))
         return ("displacement.nii.gz",)
 
 
@@ -257,4 +258,10 @@ class SaveReportd(Output):
 
 
 def _write_volume(path: Path, values: np.ndarray, data: Mapping[Hashable, Any]) -> None:
-    write_nifti(path, [values], plain(data["fixed"].affine).double().numpy())
+    fixed = data["fixed"]
+    write_nifti(path, [values], plain(fixed.affine).double().numpy(), xform_code=_xform_code(fixed))
+
+
+def _xform_code(volume: Any) -> int:
+    """Return NIfTI's code of the world a loaded volume lies in, which results on its grid share."""
+    return int(volume.meta.get("xform_code", 1))

@@ -28,13 +28,12 @@ from . import metrics
 from .cropping import extend
 from .image_pair import regrid_affine
 from .landmarks import check_space, read_landmark_pair
-from .resampling import warp_image
+from .resampling import NIFTI_TYPES, warp_image
 from .transform_io import GridTransform, displacement_field, plain
 
 logger = logging.getLogger(__name__)
 
 Case = dict[Hashable, Any]
-NIFTI_TYPES = {"bool": "uint8", "float16": "float32", "float128": "float64"}  # types that NIfTI or ITK lack
 
 
 class AddTransformsd(Transform):

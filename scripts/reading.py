@@ -8,10 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading volumes: headers up front, and a MONAI transform that loads voxels with their RAS affine.
+"""Reading volumes: the one place where headers of images are read, and a MONAI transform that loads voxels.
 
-Everything is read through ITK, whatever the format, so that geometry means the same here as in the transforms that
-are written (ITK and nibabel disagree on some NIfTI headers). Inputs are only ever opened for reading.
+NIfTI is read by nibabel, DICOM by :mod:`scripts.dicom_series`, everything else by ITK; :func:`read_header` settles what
+their headers leave open, so that geometry means the same whatever the format. Inputs are only ever opened for reading.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import itk
-import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection
 from monai.data import ITKReader
@@ -36,14 +35,16 @@ from .file_form import (
     check_claim,
     check_complete,
     check_metaimage,
-    check_nifti_numbers,
     check_nrrd,
     check_regular,
-    lost_intercept,
+    is_nifti,
     nifti_header,
 )
 from .header import Header
-from .itk_types import readable_type
+from .header_geometry import without_shear
+from .itk_types import numpy_type_name, readable_type, to_itk_type
+from .nifti_reading import nifti_file_header, read_nifti
+from .text_headers import is_text_header, length_in_mm, names_no_world
 
 logger = logging.getLogger(__name__)
 # MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
@@ -52,8 +53,17 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
 # what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along
-_UNWRAPPED_NIFTI = {256: "int8", 1024: "int64", 1280: "uint64"}
 KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
+_WITH_WORLD = ("NrrdImageIO", "MetaImageIO", "GDCMImageIO", "MINCImageIO", "HDF5ImageIO", "MGHImageIO")
+_EXACT_IN_FLOAT32 = 2**24
+
+
+class Volume(NamedTuple):
+    """A file that was read."""
+
+    image: Any
+    """ITK image, with the header's geometry."""
+    header: Header
 
 
 def read_header(path: str, series: str | None = None) -> Header:
@@ -64,9 +74,13 @@ def read_header(path: str, series: str | None = None) -> Header:
         series: UID of the series, where the folder holds several.
 
     Raises:
-        InputFileError: no reader knows the file, or the header is damaged; the message starts with the path.
+        InputFileError: no reader knows the file, or the header is damaged or says nothing that can be relied on; the
+            message starts with the path.
     """
     check_regular(path)
+    raw = nifti_header(path)
+    if raw is not None and is_nifti(raw):
+        return nifti_file_header(path, raw)
     files = [path]
     if Path(path).is_dir():
         chosen = choose_series(path, series)
@@ -79,12 +93,49 @@ def read_header(path: str, series: str | None = None) -> Header:
         shape[2:] = [len(files)]
     components = int(image_io.GetNumberOfComponents())
     check_claim(path, tuple(shape), components * int(image_io.GetComponentSize()))
+    return _settled(path, image_io, tuple(shape), components)
+
+
+def _settled(path: str, image_io: Any, shape: tuple[int, ...], components: int) -> Header:
+    """Return the header that ITK read, in mm, with perpendicular axes."""
+    axes = range(len(shape))
+    spacing = np.array([float(image_io.GetSpacing(axis)) for axis in axes])
+    direction = np.array([image_io.GetDirection(axis) for axis in axes]).T
+    origin = np.array([float(image_io.GetOrigin(axis)) for axis in axes])
+    said: list[str] = []
+    count = min(3, len(shape))
+    if not np.all(np.isfinite(spacing[:count])) or np.any(spacing[:count] <= 0):
+        raise InputFileError(
+            f"'{path}' has the spacing {' x '.join(f'{value:g}' for value in spacing[:count])} mm; it must be above"
+            " zero: repair the header"
+        )
+    name = type(image_io).__name__.removeprefix("itk")
+    if name not in _WITH_WORLD or names_no_world(path):
+        said.append(
+            f"'{path}' says nothing of its orientation: left and right, and its place, are unknown; its axes are taken"
+            " for left, posterior and superior. Convert it to NIfTI, NRRD or MHA with the right geometry"
+        )
+    if is_text_header(path):
+        scale, unit = length_in_mm(path)
+        if unit is not None:
+            spacing[:count], origin[:count] = spacing[:count] * scale, origin[:count] * scale
+            text = " x ".join(f"{value:.6g}" for value in spacing[:count])
+            said.append(f"'{path}': its header counts in {unit}: its spacing is {text} mm")
+    if count == 3:
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = direction[:3, :3] * spacing[:3], origin[:3]
+        affine, of_shear = without_shear(path, affine, shape, "directions of the axes")
+        direction[:3, :3], origin[:3] = affine[:3, :3] / spacing[:3], affine[:3, 3]
+        said += of_shear
+    kind = image_io.GetComponentTypeAsString(image_io.GetComponentType())
     return Header(
-        shape=tuple(shape),
-        spacing=tuple(float(image_io.GetSpacing(axis)) for axis in range(count)),
-        origin=tuple(float(image_io.GetOrigin(axis)) for axis in range(count)),
-        direction=np.array([image_io.GetDirection(axis) for axis in range(count)]).T,
+        shape=shape,
+        spacing=tuple(float(value) for value in spacing),
+        direction=direction,
+        origin=tuple(float(value) for value in origin),
         components=components,
+        dtype=numpy_type_name(kind),
+        warnings=tuple(said),
     )
 
 
@@ -92,7 +143,6 @@ def _open(path: str, file: str) -> Any:
     """Return ITK's reader of a file, with the header read."""
     check_nrrd(file)
     check_metaimage(file)
-    check_nifti_numbers(file)
     check_gray(file)
     try:
         image_io = itk.ImageIOFactory.CreateImageIO(file, itk.CommonEnums.IOFileMode_ReadMode)
@@ -107,35 +157,58 @@ def _open(path: str, file: str) -> Any:
 
 
 def itk_reason(error: Exception) -> str:
-    """Return ITK's message without source file and line, as one line."""
+    """Return ITK's message without its source files and addresses, as one line."""
     text = str(error).split("ITK ERROR:")[-1]
-    reason = " ".join(re.sub(r"^\S+:\d+ \(.*?\):", "", text).split())[:500] or type(error).__name__
+    text = re.sub(r"\S+\.(?:cxx|hxx|h|txx):\d+:?(?: \(.*?\):)?", "", text)  # of ITK's source
+    text = re.sub(r"\(0x[0-9a-f]+\)", "", text)
+    reason = " ".join(text.split())[:500].lstrip(": ") or type(error).__name__
     if "orthonormal" in reason:
-        return "its affine has a shear, a zero spacing or no inverse; resample it, or repair its header (sform)"
+        return "its affine has a shear, a zero spacing or no inverse; resample it, or repair its header"
     return reason
 
 
-def read_file(path: str) -> Any:
-    """Read an image file, of any number of dimensions, into an ITK image.
+def read_volume(path: str, series: str | None = None) -> Volume:
+    """Read an image file, of any number of dimensions, or one DICOM series of a folder.
 
     Raises:
-        InputFileError: it is cut off or damaged.
+        InputFileError: see :func:`read_header`; or the file is cut off or damaged.
     """
-    check_regular(path)
+    header = read_header(path, series)
+    raw = nifti_header(path)
+    if raw is not None and is_nifti(raw):
+        if header.components > 1 and header.dtype == "":
+            raise InputFileError(f"'{path}' has colors; give an image with one value per voxel")
+        values = to_itk_type(read_nifti(path, raw))
+        is_vector = header.components > 1
+        order = (*range(len(header.shape))[::-1], *((len(header.shape),) if is_vector else ()))
+        image = itk.image_from_array(np.ascontiguousarray(values.transpose(order)), is_vector=is_vector)
+    elif Path(path).is_dir():
+        try:
+            return Volume(read_series(path, series), header)
+        except (RuntimeError, TypeError) as error:
+            raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    else:
+        image = _read_by_itk(path)
+    image.SetSpacing(list(header.spacing))
+    image.SetOrigin(list(header.origin))
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(header.direction)))
+    return Volume(image, header)
+
+
+def _read_by_itk(path: str) -> Any:
     check_complete(path)
-    image_io = _open(path, path)
-    pixel = readable_type(image_io)
+    pixel = readable_type(_open(path, path))
     try:
-        image = itk.imread(path) if pixel is None else itk.imread(path, pixel)
+        return itk.imread(path) if pixel is None else itk.imread(path, pixel)
     except MemoryError:
         raise
     except Exception as error:  # of many kinds: the library's, and those of its wrapping
         raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
-    added = lost_intercept(path)
-    if added and not np.issubdtype(itk.array_view_from_image(image).dtype, np.integer):
-        values = itk.array_view_from_image(image)  # floats: ITK has scaled them
-        values -= values.dtype.type(added)
-    return image
+
+
+def read_file(path: str) -> Any:
+    """Read an image file, of any number of dimensions, into an ITK image; see :func:`read_volume`."""
+    return read_volume(path).image
 
 
 class VolumeReader(ITKReader):
@@ -144,39 +217,43 @@ class VolumeReader(ITKReader):
     Args:
         frame: which volume of a 4-D file is meant, from 0; ignored for a 3-D file.
         series: UID of the DICOM series that is meant, where a folder holds several.
+        is_label: keep integers exactly that float32 would round, as float64.
+        dtype: numpy type of the voxels, instead.
     """
 
-    def __init__(self, frame: int | None = None, series: str | None = None) -> None:
+    def __init__(
+        self, frame: int | None = None, series: str | None = None, is_label: bool = False, dtype: Any = None
+    ) -> None:
         super().__init__()
-        self.frame, self.series = frame, series
+        self.frame, self.series, self.is_label, self.dtype = frame, series, is_label, dtype
 
-    def read(self, data: Any, **kwargs: Any) -> Any:
-        """Read one file or one DICOM series of a folder into an ITK image."""
-        path = str(data[0] if isinstance(data, (tuple, list)) else data)
-        if not Path(path).is_dir():
-            return read_file(path)
-        try:
-            return read_series(path, self.series)
-        except (RuntimeError, TypeError) as error:
-            raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    def read(self, data: Any, **kwargs: Any) -> Volume:
+        """Read one file or one DICOM series of a folder."""
+        return read_volume(str(data[0] if isinstance(data, (tuple, list)) else data), self.series)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """Return the voxels (I, J, K), a copy, and the few header entries that are used later."""
-        img.SetMetaDataDictionary(itk.MetaDataDictionary())  # patient data, or bytes that are no text
-        array, meta = super().get_data(img)
-        if len(img.GetSpacing()) == 4:
+        """Return the voxels (I, J, K), a copy, float32 by default, and the few header entries that are used later."""
+        image, header = img
+        image.SetMetaDataDictionary(itk.MetaDataDictionary())  # patient data, or bytes that are no text
+        array, meta = super().get_data(image)
+        if len(image.GetSpacing()) == 4:
             array = array[..., self.frame or 0]
             meta["original_channel_dim"] = float("nan")
         kept = {key: meta[key] for key in KEPT_META}
-        kept["original_dtype"] = array.dtype.name
-        return np.array(array), kept
+        kept["original_dtype"] = header.dtype or array.dtype.name
+        kept["xform_code"] = header.xform_code
+        kept["warnings"] = list(header.warnings)
+        is_large = self.is_label and array.size > 0 and float(np.abs(array).max()) >= _EXACT_IN_FLOAT32
+        return np.array(array, dtype=self.dtype or (np.float64 if is_large else np.float32)), kept
 
 
 class LoadVolumesd(MapTransform):
     """Load 3-D volumes as float32 MetaTensors (1, I, J, K) with their RAS affine.
 
-    MONAI's LoadImage with :class:`VolumeReader` and nothing else: stock ``LoadImaged`` goes on to other readers, with
-    other geometry, when ITK refuses a file, and forgets the type on disk. ``.meta["original_dtype"]`` keeps that type.
+    Labels whose numbers float32 would round are float64. MONAI's LoadImage with :class:`VolumeReader` and nothing else:
+    stock ``LoadImaged`` goes on to other readers, with other geometry, when one refuses a file, and forgets the type on
+    disk. ``.meta`` holds that type (``original_dtype``), ``xform_code`` and ``warnings`` of :class:`Header`; warnings
+    are logged, too.
     The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
     ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
 
@@ -186,49 +263,22 @@ class LoadVolumesd(MapTransform):
 
     def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        self.loader = LoadImage(image_only=True, dtype=np.float32, ensure_channel_first=True, expanduser=False)
+        self.loader = LoadImage(image_only=True, dtype=None, ensure_channel_first=True, expanduser=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths by volumes."""
         result = dict(data)
         for key in self.key_iterator(result):
-            path = str(result[key])
+            path, is_label = str(result[key]), str(key).endswith("label")
             frame = result.get(f"{str(key).partition('_')[0]}_frame", result.get("frame"))
+            reader = VolumeReader(frame, result.get(f"{key}_series"), is_label)
             try:
-                result[key] = self.loader(path, reader=VolumeReader(frame, result.get(f"{key}_series")))
+                result[key] = self.loader(path, reader=reader)
             except InputError as error:
                 raise type(error)(f"{key}: {error}") from error
-            result[key].meta["original_dtype"] = _dtype_on_disk(path) or result[key].meta["original_dtype"]
-            result[key].meta["hidden_non_finite"] = count_hidden_non_finite(path, frame)
+            for line in result[key].meta["warnings"]:
+                logger.warning("%s: %s", key, line)
         return result
-
-
-def _dtype_on_disk(path: str) -> str | None:
-    """Return the type of a NIfTI file that ITK for Python reads as another one, or None."""
-    header = nifti_header(path)
-    name = None if header is None else _UNWRAPPED_NIFTI.get(int(header["datatype"]))
-    is_scaled = header is not None and float(header["scl_slope"]) not in (0, 1) and np.isfinite(header["scl_slope"])
-    return None if is_scaled else name
-
-
-def count_hidden_non_finite(path: str, frame: int | None = None) -> int:
-    """Return how many voxels of a NIfTI file are NaN or infinite; 0 for other formats.
-
-    ITK's NIfTI library turns them into 0 while reading, so they can't be seen in what was loaded.
-    """
-    if not path.lower().endswith((".nii", ".nii.gz", ".hdr", ".img")):
-        return 0
-    try:
-        image: Any = nib.load(path)
-        if image.get_data_dtype().kind != "f":
-            return 0
-        values = np.asanyarray(image.dataobj)
-    except MemoryError:
-        raise
-    except Exception:  # of many kinds: no NIfTI, though ITK read it, or a header that nibabel refuses
-        return 0
-    values = values[..., frame or 0] if values.ndim == 4 else values
-    return int(values.size - np.count_nonzero(np.isfinite(values)))
 
 
 def source(volume: Any) -> str:

@@ -23,6 +23,7 @@ from .coordinates import sample
 from .transform_io import GridTransform, displacement_field, lattice, plain, slabs
 
 MODES = ("linear", "nearest")
+NIFTI_TYPES = {"bool": "uint8", "float16": "float32", "float128": "float64"}  # types that NIfTI or ITK lack
 
 
 def warp_image(

@@ -260,20 +260,23 @@ def _count_numbers(transform: Any) -> int:
     return int(transform.GetNumberOfParameters()) + int(transform.GetNumberOfFixedParameters())
 
 
-def write_displacement_field(displacement_mm: Tensor, affine_ras: Tensor, path: str | os.PathLike[str]) -> None:
+def write_displacement_field(
+    displacement_mm: Tensor, affine_ras: Tensor, path: str | os.PathLike[str], xform_code: int = 1
+) -> None:
     """Write a dense displacement field that ITK and ANTs read: NIfTI vector image, components in LPS mm.
 
     Args:
         displacement_mm: (3, I, J, K), RAS mm, from :func:`displacement_field`.
         affine_ras: (4, 4) of its grid.
         path: ends in .nii.gz.
+        xform_code: NIfTI's code of the grid's world.
 
     Raises:
         InputError: the file can't be written.
     """
     x, y, z = plain(displacement_mm)
     components = (component.numpy() for component in (-x, -y, z))  # RAS -> LPS
-    write_nifti(path, components, plain(affine_ras).numpy(), vector=True)
+    write_nifti(path, components, plain(affine_ras).numpy(), vector=True, xform_code=xform_code)
 
 
 def flip_lps_ras(points_mm: Tensor) -> Tensor:
