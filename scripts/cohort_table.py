@@ -29,7 +29,7 @@ Row = dict[str, Any]
 COLUMNS = (
     *("case", "status", "verdict", "reasons", "similarity_before", "similarity_after", "folding_percent"),
     *("inconsistency_mm", "outside_percent", "displacement_p95_mm", "dice_before", "dice_after", "tre_mm_before"),
-    *("tre_mm_after", "seconds", "peak_memory_mib", "fixed", "moving", "folder", "error"),
+    *("tre_mm_after", "seconds", "peak_memory_mib", "warnings", "fixed", "moving", "folder", "error"),
 )
 
 
@@ -52,6 +52,7 @@ def _row(case: Mapping[str, Any]) -> Row:
         "status": "done",
         "verdict": quality.get("verdict"),
         "reasons": "; ".join(quality.get("reasons", ())),
+        "warnings": "; ".join(report.get("warnings", ())),
         "similarity_before": report["similarity"]["before"],
         "similarity_after": report["similarity"]["after"],
         "outside_percent": quality.get("outside_percent"),

@@ -79,13 +79,13 @@ class MatchGridd(MapTransform):
             )
         if not grids_overlap(affine, shape, image_affine, image_shape):
             raise InputError(f"{pair} do not overlap in space; give the {key} that belongs to this image")
-        logger.warning(
-            "%s is not on the grid of %s: resampled to it (nearest voxel); check that it belongs to this image",
-            key,
-            image_key,
+        line = (
+            f"{key} {source(region)} is not on the grid of {image_key}: resampled to it (nearest voxel); check that it"
+            " belongs to this image"
         )
-        values = cast(MetaTensor, self.resample(region, img_dst=image)).as_tensor().to(torch.float32)
-        resampled = MetaTensor(values, meta=dict(region.meta))
+        logger.warning("%s", line)
+        values = cast(MetaTensor, self.resample(region, img_dst=image)).as_tensor().to(region.dtype)
+        resampled = MetaTensor(values, meta={**region.meta, "warnings": [*(region.meta.get("warnings") or ()), line]})
         resampled.affine = image.affine.clone()
         if not bool(torch.any(resampled)):
             raise InputError(f"{pair}: no voxel above 0 lies within the image; give the {key} that belongs to it")

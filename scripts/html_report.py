@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from .atomic import replacing
 from .cohort_table import find_cases, read_rows, write_table
-from .report import strict, versions
+from .report import input_warnings, strict, versions, without_folders
 from .report_images import planes_of
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -47,6 +47,7 @@ def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> No
         "case": str(data.get("case", "registration")),
         "verdict": quality.get("verdict"),
         "reasons": list(quality.get("reasons", ())),
+        "warnings": [without_folders(line) for line in input_warnings(data)],
         "planes": planes,
         **ranges,
         "figures": _figures(data),
@@ -94,6 +95,7 @@ def write_cohort_page(cases: Sequence[Mapping[str, Any]], output_dir: str | Path
     folder = Path(output_dir)
     rows = read_rows(cases)
     for row in rows:
+        row["warnings"] = without_folders(row.get("warnings", ""))
         page = Path(row["folder"]) / PAIR_PAGE
         if page.is_file():
             row["page"] = quote(os.path.relpath(page, folder).replace(os.sep, "/"))

@@ -54,11 +54,13 @@ def write_nifti(
     volumes = list(components)
     voxels = np.stack(volumes, axis=-1)[:, :, :, None, :] if vector else volumes[0]
     affine = np.asarray(affine_ras, dtype=np.float64)
-    image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     code = xform_code if xform_code or _is_without_world(affine) else 1
-    image.set_sform(affine, code=max(code, 1))
-    image.set_qform(affine, code=max(code, 1))
-    image.header["sform_code"] = image.header["qform_code"] = code
+    image = nib.Nifti1Image(voxels, affine if code else None, dtype=voxels.dtype)
+    if code:
+        image.set_sform(affine, code=code)
+        image.set_qform(affine, code=code)
+    else:  # nibabel would give an affine a code
+        image.header.set_zooms((*np.linalg.norm(affine[:3, :3], axis=0), *image.header.get_zooms()[3:]))
     image.header.set_xyzt_units("mm", "sec" if time_step is not None else None)
     if time_step is not None:
         image.header.set_zooms((*image.header.get_zooms()[:3], time_step))

@@ -109,8 +109,7 @@ def _settled(path: str, image_io: Any, shape: tuple[int, ...], components: int) 
             f"'{path}' has the spacing {' x '.join(f'{value:g}' for value in spacing[:count])} mm; it must be above"
             " zero: repair the header"
         )
-    name = type(image_io).__name__.removeprefix("itk")
-    if name not in _WITH_WORLD or names_no_world(path):
+    if image_io.GetNameOfClass() not in _WITH_WORLD or names_no_world(path):
         said.append(
             f"'{path}' says nothing of its orientation: left and right, and its place, are unknown; its axes are taken"
             " for left, posterior and superior. Convert it to NIfTI, NRRD or MHA with the right geometry"

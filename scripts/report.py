@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -93,6 +94,17 @@ def input_paths(data: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
+def input_warnings(data: Mapping[Any, Any]) -> list[str]:
+    """Return what was said of the case's loaded images, each line once: ``warnings`` of their meta data."""
+    volumes = [data[key] for key in INPUTS if isinstance(data.get(key), MetaTensor)]
+    return list(dict.fromkeys(str(line) for volume in volumes for line in volume.meta.get("warnings") or ()))
+
+
+def without_folders(line: str) -> str:
+    """Return a line in which files are named without their folders: these may be named after patients."""
+    return re.sub(r"'[^']*[/\\]([^'/\\]+)'", r"'\1'", line)
+
+
 def file_states(inputs: Mapping[str, Any]) -> dict[str, list[int]]:
     """Return size and time of change of each input file (of a folder: number of files, sizes together, newest time).
 
@@ -132,6 +144,7 @@ def build_report(
     return {
         "case": data.get("case"),
         "inputs": input_paths(data),
+        "warnings": input_warnings(data),
         "input_states": file_states(input_paths(data)),
         "outputs": list(data.get("written", ())),
         "similarity": {"before": terms.pop("similarity_before", None), "after": terms.pop("similarity_after", None)},

@@ -40,6 +40,7 @@ def summarize(report: dict[str, Any], folder: Path) -> str:
     if "quality" in report:
         reasons = "; ".join(report["quality"]["reasons"])
         lines.append(f"verdict           {report['quality']['verdict']}{': ' + reasons if reasons else ''}")
+    lines += [f"warning           {line}" for line in report.get("warnings", ())]
     lines.append(f"folding           {report['folding_percent']:.3f} % of the cells")
     if report.get("inconsistency_mm") is not None:  # there may be no inverse
         lines.append(f"inconsistency     {report['inconsistency_mm']:.2f} mm (forward, then inverse, mean)")
