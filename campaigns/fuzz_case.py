@@ -21,6 +21,29 @@ import numpy as np
 
 SHAPE = (5, 6, 4)
 AFFINE = np.array([[-1.5, 0, 0, 10.0], [0, -1.2, 0, -20.0], [0, 0, 2.0, 5.0], [0, 0, 0, 1]])  # RAS
+NRRD = """NRRD0004
+type: {type}
+dimension: 3
+space: left-posterior-superior
+sizes: {sizes}
+space directions: (1.5,0,0) (0,1.2,0) (0,0,2)
+kinds: domain domain domain
+endian: little
+encoding: {encoding}
+space origin: (-10,20,5)
+"""
+MHA = """ObjectType = Image
+NDims = 3
+BinaryData = True
+BinaryDataByteOrderMSB = False
+CompressedData = False
+TransformMatrix = 1 0 0 0 1 0 0 0 1
+Offset = -10 20 5
+ElementSpacing = 1.5 1.2 2
+DimSize = {sizes}
+ElementType = {type}
+ElementDataFile = LOCAL
+"""
 
 
 @dataclass(frozen=True)

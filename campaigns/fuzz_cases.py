@@ -24,8 +24,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from campaigns.fuzz_case import AFFINE, SHAPE, Case, Make, voxels
+from campaigns.fuzz_case import AFFINE, MHA, NRRD, SHAPE, Case, Make, voxels
 from campaigns.fuzz_dicom import DICOM_KINDS
+from campaigns.fuzz_geometry import GEOMETRY_KINDS
 
 # offsets and struct formats of NIfTI-1 header fields
 FIELDS = {
@@ -223,29 +224,6 @@ def content(random: np.random.Generator, folder: Path) -> Case:
     return Case(path, None if refused else values.astype(np.float64), None if refused else AFFINE, refused, modality)
 
 
-NRRD = """NRRD0004
-type: {type}
-dimension: 3
-space: left-posterior-superior
-sizes: {sizes}
-space directions: (1.5,0,0) (0,1.2,0) (0,0,2)
-kinds: domain domain domain
-endian: little
-encoding: {encoding}
-space origin: (-10,20,5)
-"""
-MHA = """ObjectType = Image
-NDims = 3
-BinaryData = True
-BinaryDataByteOrderMSB = False
-CompressedData = False
-TransformMatrix = 1 0 0 0 1 0 0 0 1
-Offset = -10 20 5
-ElementSpacing = 1.5 1.2 2
-DimSize = {sizes}
-ElementType = {type}
-ElementDataFile = LOCAL
-"""
 NRRD_TYPES = {"int16": "short", "float32": "float", "uint8": "uchar"}
 MHA_TYPES = {"int16": "MET_SHORT", "float32": "MET_FLOAT", "uint8": "MET_UCHAR"}
 
@@ -355,6 +333,7 @@ KINDS: tuple[Make, ...] = (
     *(nifti_fields, nifti_bytes, nifti_types, nifti_scale, nifti_units, nifti_affines, nifti_cut, nifti_gzip),
     *(nifti_huge, content, text_headers, text_headers, detached, odd_files),
     *DICOM_KINDS,
+    *GEOMETRY_KINDS,
 )
 
 

@@ -25,8 +25,7 @@ import pydicom
 import pytest
 
 from campaigns.fuzz import run
-from campaigns.fuzz_case import AFFINE, SHAPE, voxels
-from campaigns.fuzz_cases import MHA, NRRD
+from campaigns.fuzz_case import AFFINE, MHA, NRRD, SHAPE, voxels
 from scripts import file_form
 from scripts.errors import InputError
 from scripts.input_files import existing_path
