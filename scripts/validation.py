@@ -26,6 +26,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from .errors import InputError
+from .modality import modality_warning
 from .reading import Header, read_header, shape_text, source
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def shape_text_mm(spacing: np.ndarray) -> str:
 class CheckImagesd(MapTransform):
     """Refuse images that can't be registered: NaN or Inf voxels, a constant image, a non-invertible affine.
 
-    A CT (case entry ``<key>_modality`` is "ct") whose values all lie within [0, 1] can't be in HU: a warning.
+    Where the values speak against the modality (case entry ``<key>_modality``), a warning goes to the log and into
+    ``.meta["warnings"]``, a list of lines.
 
     Args:
         keys: loaded images (1, I, J, K).
@@ -99,12 +101,10 @@ class CheckImagesd(MapTransform):
             lowest, highest = float(image.min()), float(image.max())
             if lowest == highest:
                 raise InputError(f"{key}: {source(image)} is constant (all voxels are {lowest:g}); nothing to register")
-            if data.get(f"{key}_modality") == "ct" and lowest >= 0 and highest <= 1:
-                logger.warning(
-                    "%s: %s is said to be CT, but its values lie in [%g, %g] and can't be HU; give the image in HU,"
-                    " or --%s_modality mr",
-                    *(key, source(image), lowest, highest, key),
-                )
+            modality = data.get(f"{key}_modality")
+            doubt = None if modality is None else modality_warning(image.as_tensor(), str(modality))
+            if doubt is not None:
+                add_warning(image, f"{key}: {source(image)} {doubt}")
         return dict(data)
 
 
@@ -161,6 +161,12 @@ class CheckLabelsd(MapTransform):
                     f"{key}: {source(label)} has label values above {MAX_EXACT}, which would be rounded; renumber them"
                 )
         return dict(data)
+
+
+def add_warning(volume: MetaTensor, line: str) -> None:
+    """Log a line, and keep it in the volume's meta data for the report."""
+    logger.warning("%s", line)
+    volume.meta["warnings"] = [*volume.meta.get("warnings", ()), line]
 
 
 def check_volume(key: str, volume: MetaTensor) -> None:
