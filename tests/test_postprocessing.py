@@ -41,7 +41,8 @@ from scripts.outputs import (
     WarpMovingd,
 )
 from scripts.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
-from tests.registered import registered_case
+from scripts.resampling import warp_image
+from tests.registered import FIXED_SHAPE, registered_case
 
 FILES = {
     *("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
@@ -86,11 +87,16 @@ def itk_transforms(case: dict[Any, Any], source: str) -> Any:
     return transform
 
 
-def itk_resample(case: dict[Any, Any], key: str, transform: Any, kind: Any) -> np.ndarray:
+def itk_resample(case: dict[Any, Any], key: str, transform: Any, kind: Any, outside: float = 0) -> np.ndarray:
     moving, fixed = (itk.imread(case[name].meta["filename_or_obj"]) for name in (key, "fixed"))
     interpolator = kind[type(moving), itk.D].New()
     resampled = itk.resample_image_filter(
-        moving, transform=transform, use_reference_image=True, reference_image=fixed, interpolator=interpolator
+        moving,
+        transform=transform,
+        use_reference_image=True,
+        reference_image=fixed,
+        interpolator=interpolator,
+        default_pixel_value=outside,
     )
     return itk.array_from_image(resampled).T
 
@@ -101,11 +107,11 @@ def read(case: dict[Any, Any], name: str) -> Any:
 
 @pytest.mark.parametrize("source", ["h5", "displacement"])
 def test_itk_warps_the_image_to_the_same_voxels(case: dict[Any, Any], source: str) -> None:
-    by_itk = itk_resample(case, "moving", itk_transforms(case, source), itk.LinearInterpolateImageFunction)
+    by_itk = itk_resample(case, "moving", itk_transforms(case, source), itk.LinearInterpolateImageFunction, -1000)
     ours = np.asanyarray(read(case, "warped_moving.nii.gz").dataobj)
-    outside = ours == 0
+    outside = ours == -1000  # it is CT
     assert 0.01 < outside.mean() < 0.5  # some voxels come from outside the moving image
-    np.testing.assert_array_equal(by_itk == 0, outside)
+    np.testing.assert_array_equal(by_itk == -1000, outside)
     spread = float(np.ptp(case["moving"].numpy()))
     assert np.abs(by_itk - ours).max() < 1e-4 * spread
 
@@ -235,6 +241,45 @@ def test_integer_images_keep_their_type_with_rounded_values(tmp_path: Path) -> N
     assert ours.get_data_dtype() == np.int16
     exact = postprocessing.warp_onto_fixed(done, "moving", done["displacement_mm"], dtype="float32")
     np.testing.assert_array_equal(np.asanyarray(ours.dataobj), np.rint(exact))
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset", "modality", "padding", "expected"),
+    [
+        ("int16", 0, "ct", None, -1000),
+        ("float32", 0, "ct", None, -1000),
+        ("int16", 0, "ct", -2000, -1000),
+        ("int32", 0, "ct", -3024, -1000),
+        ("uint16", 1024, "ct", None, 24),
+        ("uint16", 1000, "ct", None, 0),
+        ("float64", 1024.5, "ct", None, 24.5),
+        ("int16", 0, "mr", None, 0),
+        ("uint16", 1200, "mr", None, 0),
+    ],
+)
+def test_outside_a_moving_ct_lies_air(
+    kind: str, offset: float, modality: str, padding: int | None, expected: float, tmp_path: Path
+) -> None:
+    data = registered_case(tmp_path)
+    values = data["moving"].clamp(min=-1000)
+    values[:, 8:, :4] = -1000  # where the image is padded, if it is
+    if padding is not None:
+        values[:, :2, :2] = padding
+    data["moving"] = MetaTensor(values.as_tensor() + offset, meta=dict(data["moving"].meta))
+    data["moving"].meta["original_dtype"] = kind
+    data |= {"fixed_modality": modality, "moving_modality": modality}
+    warped = SaveWarpedLabeld()(WarpMovingd()(AddWarpedLabeld()(AddTransformsd()(data))))
+    ours = read(data, "warped_moving.nii.gz")
+    assert ours.get_data_dtype() == kind
+    nowhere = np.isnan(
+        warp_image(
+            warped["moving"], warped["displacement_mm"], FIXED_SHAPE, warped["fixed"].affine, default=float("nan")
+        )
+    )
+    assert 0.01 < nowhere.mean() < 0.5
+    assert set(np.unique(np.asanyarray(ours.dataobj)[nowhere])) == {expected}
+    label = np.asanyarray(read(data, "warped_label.nii.gz").dataobj)
+    assert set(np.unique(label[nowhere])) == {0}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("bool", "uint8"), ("float16", "float32"), ("uint16", "uint16")])
