@@ -110,6 +110,6 @@ def _hu_as_other(sample: np.ndarray, lowest: float) -> str | None:
     if lowest > CLEARLY_NEGATIVE or air < 0.05 or soft < 0.05 or below > 0.01:
         return None
     return (
-        f"has the values of CT in HU ({air:.0%} of the voxels near -1000, {soft:.0%} near 0), but the modality mr, which"
-        " scales by percentiles; give the modality ct if it is CT"
+        f"has the values of CT in HU ({air:.0%} of the voxels near -1000, {soft:.0%} near 0), but the modality mr,"
+        " which scales by percentiles; give the modality ct if it is CT"
     )

@@ -31,7 +31,7 @@ from .reading import Header, read_header, shape_text, source
 
 logger = logging.getLogger(__name__)
 
-MAX_EXACT = 2**24  # above it float32 can't tell integers apart
+EXACT = 2**24, 2**53  # from here on float32 and float64 can't tell integers apart
 
 
 def check_header(option: str, path: str, frame: int | None = None, series: str | None = None) -> Header:
@@ -134,14 +134,17 @@ class CheckMasksd(MapTransform):
 
 
 class CheckLabelsd(MapTransform):
-    """Refuse label images whose values are not integers that float32 holds exactly.
+    """Refuse label images whose values are not integers that are held exactly.
 
     Args:
         keys: loaded label images (1, I, J, K); those that a case lacks are skipped.
+        below: absolute values have to be below this; 2^24 where what follows computes in float32, 2^53 for float64.
+            Labels that were loaded as float32 have to be below 2^24 in any case: what lies above may have been rounded.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
+    def __init__(self, keys: KeysCollection, below: int = EXACT[0]) -> None:
         super().__init__(keys, allow_missing_keys=True)
+        self.below = int(below)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data unchanged."""
@@ -156,9 +159,18 @@ class CheckLabelsd(MapTransform):
                     f"{key}: {source(label)} has {count} voxels whose values are not integers, such as {example:g};"
                     " give a label image, not probabilities or an interpolated one"
                 )
-            if float(label.abs().max()) > MAX_EXACT:
+            below = min(self.below, EXACT[label.dtype == torch.float64])
+            largest = float(label.abs().max())
+            if largest >= below:
                 raise InputError(
-                    f"{key}: {source(label)} has label values above {MAX_EXACT}, which would be rounded; renumber them"
+                    f"{key}: {source(label)} has label values of {below} or more, such as {largest:.0f}, which would be"
+                    " rounded; renumber them"
+                )
+            if largest >= EXACT[0] and str(label.meta.get("original_dtype")) == "float32":
+                add_warning(
+                    label,
+                    f"{key}: {source(label)} stores label values up to {largest:.0f} as float32, which can't tell whole"
+                    f" numbers above {EXACT[0]} apart; if labels were merged, write the file again as int32",
                 )
         return dict(data)
 

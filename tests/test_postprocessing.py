@@ -24,7 +24,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts import postprocessing
+from scripts import metrics, postprocessing
 from scripts.coordinates import identity_grid
 from scripts.errors import InputError
 from scripts.landmarks import read_landmarks
@@ -42,7 +42,10 @@ from scripts.outputs import (
 )
 from scripts.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
 from scripts.resampling import warp_image
-from tests.registered import FIXED_SHAPE, registered_case
+from scripts.surface_distances import surface_distances_mm
+from scripts.transform_io import plain
+from tests.chain import chain, write
+from tests.registered import FIXED_SHAPE, MOVING, registered_case
 
 FILES = {
     *("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
@@ -241,6 +244,58 @@ def test_integer_images_keep_their_type_with_rounded_values(tmp_path: Path) -> N
     assert ours.get_data_dtype() == np.int16
     exact = postprocessing.warp_onto_fixed(done, "moving", done["displacement_mm"], dtype="float32")
     np.testing.assert_array_equal(np.asanyarray(ours.dataobj), np.rint(exact))
+
+
+LABEL_IDS = {
+    "int8": (-128, 127),
+    "uint8": (1, 255),
+    "int16": (-32768, 32767),
+    "uint16": (7, 65535),
+    "int32": (16777217, 614454277),
+    "uint32": (16777217, 4294967295),
+    "int64": (16777217, 2**53 - 1),
+    "uint64": (16777217, 2**53 - 1),
+    "float32": (3, 2**24 - 1),
+}
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+@pytest.mark.parametrize("kind", list(LABEL_IDS))
+def test_label_ids_and_types_come_through_a_registration(kind: str, resampled: bool, tmp_path: Path) -> None:
+    """Against ITK's nearest voxel, on the places of the ids."""
+    data = registered_case(tmp_path)
+    ids = np.array([0, *LABEL_IDS[kind]], dtype=kind)
+    places, files = {}, {}
+    for side, seed in (("fixed", 1), ("moving", 0)):
+        place = places[side] = np.random.default_rng(seed).integers(0, 3, data[side].shape[1:])
+        affine = data[side].affine.numpy().copy()
+        grid = place
+        if resampled:  # a label on a grid of its own: the image's grid and one voxel more at each side
+            grid = np.pad(place, 1)
+            affine[:3, 3] -= affine[:3, :3] @ np.ones(3)
+        files[side] = tmp_path / f"{side}_ids.nii.gz"
+        nib.save(nib.Nifti1Image(ids[grid], affine, dtype=kind), files[side])
+    case = {"fixed": tmp_path / "fixed.nii.gz", "moving": tmp_path / "moving.nii.gz"}
+    case |= {f"{side}_label": files[side] for side in places}
+    case = {key: str(value) for key, value in case.items()}
+    loaded = chain(match_orientation=False)({**case, "fixed_modality": "ct", "moving_modality": "ct"})
+    data |= {key: loaded[key] for key in ("fixed_label", "moving_label")}
+    done = AddMetricsd()(SaveWarpedLabeld()(AddWarpedLabeld()(AddTransformsd()(data))))
+    ours = read(data, "warped_label.nii.gz")
+    assert ours.get_data_dtype() == kind
+    stand_in = write(tmp_path / "places.nii.gz", places["moving"].astype(np.int16), **MOVING)
+    data["moving_label"].meta["filename_or_obj"] = stand_in
+    SaveTransformsd()(done)
+    by_itk = itk_resample(data, "moving_label", itk_transforms(data, "h5"), itk.NearestNeighborInterpolateImageFunction)
+    np.testing.assert_array_equal(np.asanyarray(ours.dataobj), ids[by_itk])
+    assert set(done["metrics"]["dice"]["after"]["per_label"]) == set(LABEL_IDS[kind])
+    expected = metrics.dice_per_label(places["fixed"], by_itk, [1, 2])
+    assert list(done["metrics"]["dice"]["after"]["per_label"].values()) == pytest.approx(list(expected.values()))
+    surfaces = surface_distances_mm(
+        plain(data["fixed_label"])[0].numpy(), done["warped_label"], LABEL_IDS[kind], (1, 1, 1)
+    )
+    assert set(surfaces["hd95_mm"]) == set(LABEL_IDS[kind])
+    assert np.isfinite(list(surfaces["hd95_mm"].values())).all()
 
 
 @pytest.mark.parametrize(
