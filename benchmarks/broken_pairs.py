@@ -136,10 +136,10 @@ def main() -> None:
         "output_dir": str(folder),
     }
     run_workflow(("inference.yaml", "cohort.yaml"), options, logging=True)
-    report(folder, arguments.curve)
+    report(folder, arguments.curve, arguments.optimization != "off")
 
 
-def report(folder: Path, curve: Path | None) -> None:
+def report(folder: Path, curve: Path | None, optimized: bool = True) -> None:
     """Print verdicts by kind and anatomy and the area under the curve; draw the curve."""
     rows = json.loads((folder / "cohort.json").read_text())["cases"]
     scores: dict[str, dict[str, list[tuple[float, str]]]] = {}
@@ -147,7 +147,7 @@ def report(folder: Path, curve: Path | None) -> None:
         name, kind = row["case"].rsplit(".", 1)
         anatomy = next(one for one in ANATOMIES if name.startswith(one))
         quality = json.loads((Path(row["folder"]) / "report.json").read_text())["quality"]
-        quality |= verdict(quality)  # by the limits of now
+        quality |= verdict(quality, optimized)  # by the limits of now
         kind = kind if kind.startswith("flipped") else kind.split("_")[0] if kind not in GOOD else "good"
         scores.setdefault(kind, {}).setdefault(anatomy, []).append((quality["score"], quality["verdict"]))
     print("| pairs | " + " | ".join(ANATOMIES) + " |\n|" + " --- |" * (len(ANATOMIES) + 1))
