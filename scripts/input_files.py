@@ -28,6 +28,7 @@ _OTHER_SUFFIXES = (
     *(".gipl", ".gipl.gz", ".vtk", ".spr", ".hdf", ".h4", ".hdf4", ".he4", ".h5", ".hdf5", ".he5", ".hd5", ".dicom"),
     *(".ima", ".png", ".jpg", ".jpeg", ".bmp", ".j2k", ".jp2", ".jpt"),
 )
+LONGEST_NAME = 255  # bytes, on Linux, macOS and Windows alike
 _BY_LENGTH = sorted((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES), key=len, reverse=True)  # .nii.gz before .gz
 
 
@@ -35,8 +36,8 @@ def stem(path: str) -> str:
     """Return a file's name without its image suffix."""
     name = Path(os.path.abspath(path)).name  # of a link its own name
     for suffix in _BY_LENGTH:
-        if name.lower().endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)]
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)] or name
     return name
 
 
@@ -109,17 +110,19 @@ def check_name_length(option: str, path: Path) -> None:
     Raises:
         InputError: naming the option, the name and its length.
     """
+    longest = max((os.fsencode(part) for part in path.parts), key=len, default=b"")
+    is_too_long = len(longest) > LONGEST_NAME  # may lie in a folder that is still to be made
     try:
         os.lstat(path)
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            longest = max(path.parts, key=lambda part: len(os.fsencode(part)))
-            raise InputError(
-                f"{option}: the path of {len(os.fsencode(path))} bytes with the name '{longest}' of"
-                f" {len(os.fsencode(longest))} bytes is too long for this system; give a shorter one"
-            ) from error
+        is_too_long |= error.errno == errno.ENAMETOOLONG
     except ValueError as error:  # a zero byte
-        raise InputError(f"{option}: '{path}' is no path ({error}); give an existing file") from error
+        raise InputError(f"{option}: '{path}' is no path ({error}); give another") from error
+    if is_too_long:
+        raise InputError(
+            f"{option}: the path of {len(os.fsencode(path))} bytes with the name '{os.fsdecode(longest)}' of"
+            f" {len(longest)} bytes is too long for this system; give a shorter one"
+        )
 
 
 def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
