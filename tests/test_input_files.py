@@ -146,7 +146,7 @@ def test_a_name_that_looks_like_an_option_is_called_that(
         main(arguments)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    name = next(word for word in arguments if word.endswith((".nii.gz")) and word.startswith("-"))
+    name = next(word for word in arguments if word.endswith(".nii.gz") and word.startswith("-"))
     assert line.startswith(f"error: '{name}' begins with -")
     assert f"write ./{name}" in line
 
