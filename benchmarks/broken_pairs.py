@@ -91,7 +91,11 @@ def variants(name: str, pair: Options, others: list[Options], work: Path) -> dic
 
 def all_pairs(data: Path, work: Path) -> dict[str, Options]:
     """Return all pairs, good and broken."""
-    pairs = {name: images_only(bundle_options(data, pair, work / name)) for name, pair in read_pairs(data).items()}
+    pairs = {
+        name: images_only(bundle_options(data, pair, work / name))
+        for name, pair in read_pairs(data).items()
+        if name.startswith(tuple(OTHERS))
+    }
     found: dict[str, Options] = {}
     for name, pair in pairs.items():
         others = next(names for start, names in OTHERS.items() if name.startswith(start))
@@ -115,9 +119,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with pairs.json")
     parser.add_argument("--work", type=Path, required=True, help="folder for images and results; resumes")
     parser.add_argument("--preset", default="fast")
+    parser.add_argument("--optimization", default="field", help="field, or off: the network alone")
     parser.add_argument("--curve", type=Path, help="file for the ROC curve")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
+    folder = arguments.work.resolve() / ("off" if arguments.optimization == "off" else arguments.preset)
     pairs = all_pairs(arguments.data.resolve(), arguments.work.resolve() / "images")
     datalist = arguments.work.resolve() / "pairs.json"
     datalist.write_text(json.dumps([{"case": name, **pair} for name, pair in pairs.items()], indent=1))
@@ -126,13 +132,14 @@ def main() -> None:
         **{f"save_{name}": False for name in files},
         "datalist": str(datalist),
         "preset": arguments.preset,
-        "output_dir": str(arguments.work.resolve() / arguments.preset),
+        "optimization": arguments.optimization,
+        "output_dir": str(folder),
     }
     run_workflow(("inference.yaml", "cohort.yaml"), options, logging=True)
-    report(arguments.work.resolve() / arguments.preset, arguments.curve)
+    report(folder, arguments.curve, arguments.optimization != "off")
 
 
-def report(folder: Path, curve: Path | None) -> None:
+def report(folder: Path, curve: Path | None, optimized: bool = True) -> None:
     """Print verdicts by kind and anatomy and the area under the curve; draw the curve."""
     rows = json.loads((folder / "cohort.json").read_text())["cases"]
     scores: dict[str, dict[str, list[tuple[float, str]]]] = {}
@@ -140,7 +147,7 @@ def report(folder: Path, curve: Path | None) -> None:
         name, kind = row["case"].rsplit(".", 1)
         anatomy = next(one for one in ANATOMIES if name.startswith(one))
         quality = json.loads((Path(row["folder"]) / "report.json").read_text())["quality"]
-        quality |= verdict(quality)  # by the limits of now
+        quality |= verdict(quality, optimized)  # by the limits of now
         kind = kind if kind.startswith("flipped") else kind.split("_")[0] if kind not in GOOD else "good"
         scores.setdefault(kind, {}).setdefault(anatomy, []).append((quality["score"], quality["verdict"]))
     print("| pairs | " + " | ".join(ANATOMIES) + " |\n|" + " --- |" * (len(ANATOMIES) + 1))

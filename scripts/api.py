@@ -33,6 +33,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
 from .errors import InputError
+from .input_files import from_home
 from .nifti import write_nifti
 from .reading import VolumeReader, read_header
 from .transform_files import read_transform
@@ -91,7 +92,7 @@ def register(
     with tempfile.TemporaryDirectory(prefix="register-") as folder:
         given = {"moving": moving, "fixed": fixed, **{k: v for k, v in options.items() if k in IMAGE_OPTIONS}}
         paths = {key: _as_file(key, value, Path(folder)) for key, value in given.items() if value is not None}
-        target = Path(folder) / "out" if output_dir is None else Path(output_dir).expanduser()
+        target = Path(folder) / "out" if output_dir is None else from_home(str(output_dir))
         needed: dict[str, Any] = {"save_transforms": True, "save_warped": True}
         if output_dir is None:
             needed["summary"] = False

@@ -16,6 +16,7 @@ Everything is looked at before the first voxel is resampled; each result is writ
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,11 +172,28 @@ def check_interpolation(interpolation: str, label_interpolation: str) -> None:
         )
 
 
+def check_outside(outside: Any) -> float | None:
+    """Return the value outside images, None for "auto".
+
+    Raises:
+        InputError: neither auto nor a finite number.
+    """
+    if is_absent(outside) or outside == "auto":
+        return None
+    try:
+        number = float("nan" if isinstance(outside, bool) else outside)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not math.isfinite(number):
+        raise InputError(f"outside: give auto or a number, such as -1000, got {outside!r}")
+    return number
+
+
 def apply_transforms(
     inputs: Inputs,
     interpolation: str = "linear",
     label_interpolation: str = "nearest",
-    outside: float = 0.0,
+    outside: float | str | None = "auto",
     spacing: Sequence[float] | None = None,
     landmark_space: str = "LPS",
     save_transform: bool = False,
@@ -186,7 +204,7 @@ def apply_transforms(
         inputs: of :func:`load_inputs`.
         interpolation: of images, linear or bspline.
         label_interpolation: nearest or smooth.
-        outside: value of voxels that come from outside an image.
+        outside: value of voxels that come from outside an image; "auto" or None: air for CT in HU, else 0.
         spacing: of the results, mm, instead of that of ``fixed``.
         landmark_space: of CSV and VTK files that do not say.
         save_transform: also write the composed transform, transform.h5.
@@ -195,6 +213,7 @@ def apply_transforms(
         InputError: a wrong option, or a file that can't be read, inverted or written.
     """
     check_interpolation(interpolation, label_interpolation)
+    outside_number = check_outside(outside)
     if inputs is None:
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
     check_world(landmark_space)
@@ -203,7 +222,7 @@ def apply_transforms(
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
     with alone_in(inputs.output_dir):
         written = _write_all(
-            inputs, transform, grid, interpolation, label_interpolation, outside, landmark_space, save_transform
+            inputs, transform, grid, interpolation, label_interpolation, outside_number, landmark_space, save_transform
         )
     for result in written:
         print(f"wrote {result}")
@@ -216,7 +235,7 @@ def _write_all(
     grid: Grid | None,
     interpolation: str,
     label_interpolation: str,
-    outside: float,
+    outside: float | None,
     landmark_space: str,
     save_transform: bool,
 ) -> list[Path]:

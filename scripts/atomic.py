@@ -111,5 +111,12 @@ def _runs(process: int) -> bool:
 
 
 def unwritable(path: str | os.PathLike[str], reason: object) -> InputError:
-    """Return the error for a file that can't be written."""
-    return InputError(f"'{path}' can't be written ({reason}); free space on the disk, or give another output_dir")
+    """Return the error for a file that can't be written, with what helps against that reason."""
+    advice = "free space on the disk, or give another output_dir"
+    if reason == os.strerror(errno.ENAMETOOLONG):
+        advice = (
+            f"its name has {len(os.fsencode(Path(path).name))} bytes: give the inputs shorter names, or the case a name"
+        )
+    elif reason in (os.strerror(errno.EACCES), os.strerror(errno.EPERM), os.strerror(errno.EROFS)):
+        advice = "check the permissions of its folder, or give another output_dir"
+    return InputError(f"'{path}' can't be written ({reason}); {advice}")

@@ -94,6 +94,18 @@ def options_of(configs: Sequence[str]) -> dict[str, Option]:
 class _Parser(argparse.ArgumentParser):
     """Answers a misspelled option with the closest known one."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse names that begin with -, which would be taken for options, before they are missed elsewhere."""
+        for word in sys.argv[1:] if args is None else args:
+            if re.match(r"-[^-\d.h]|-h.", word) or (word.startswith("--") and "." in word.split("=")[0]):
+                print(
+                    f"error: '{word}' begins with -, as options do; write ./{word} if it is a file, and options with"
+                    f" two, --{word.lstrip('-')}",
+                    file=sys.stderr,
+                )
+                raise SystemExit(2)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         given = re.findall(r"--[\w-]+", message)
         hints = [difflib.get_close_matches(word, _known_options(self), 1) for word in given]

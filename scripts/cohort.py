@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from .atomic import remove, sweep
 from .datasets import ERROR_NAME, OUTPUT_NAMES
-from .errors import InputError, describe_memory_error, find_input_error
+from .errors import InputError, describe_memory_error, find_input_error, quiet_engine
 from .evaluation import is_done
 from .output_lock import alone_in
 from .overlap import InBackground
@@ -185,6 +185,7 @@ def run_cohort(
     Raises:
         InputError: another run works in ``output_dir``.
     """
+    quiet_engine(evaluator)
     with alone_in(output_dir, rank):
         for case in cases:
             sweep(case["case_dir"], OUTPUT_NAMES)

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 
+from .csv_lists import read_csv, read_text
 from .errors import InputError
 from .input_files import check_output_dir, existing_path, is_absent, stem
 from .landmarks import check_space, read_landmark_pair, read_landmarks
@@ -40,6 +43,7 @@ PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
 SERIES = ("fixed_series", "moving_series")  # UID of a DICOM series
 FRAMES = ("frame", "fixed_frame", "moving_frame")  # of one image where they differ
 CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", *FRAMES, *SERIES)
+LONGEST_NAME = 200  # bytes of a case's name: file systems take 255, and "_2" or the like may be added
 ERROR_NAME = "error.json"  # of a case of a cohort that failed
 OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
     *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
@@ -212,14 +216,15 @@ def read_datalist(path: str, split: str = "validation") -> list[dict[str, Any]]:
     if not path.lower().endswith((".json", ".csv")):
         raise InputError(f"datalist '{path}' must end in .json or .csv")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
         if path.lower().endswith(".json"):
-            rows = json.loads(text)
+            rows = json.loads(read_text(path))
             if is_learn2reg(rows):
                 rows = learn2reg_entries(rows, Path(path), split)
         else:
-            rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+            rows = read_csv(path)
+    except InputError as error:
+        raise type(error)(f"datalist: {error}") from error
+    except (json.JSONDecodeError, csv.Error) as error:
         raise InputError(f"datalist '{path}' can't be read as JSON or CSV: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f'datalist \'{path}\' must be a list of objects, such as [{{"fixed": ..., "moving": ...}}]')
@@ -227,12 +232,10 @@ def read_datalist(path: str, split: str = "validation") -> list[dict[str, Any]]:
         raise InputError(f"datalist '{path}' has no cases")
     for row in rows:
         for column in row:
-            if column is None:
-                raise InputError(
-                    f"datalist '{path}' has a row with more cells than the header; quote cells with commas"
-                )
             if column not in CASE_KEYS:
                 hint = did_you_mean(column, CASE_KEYS)
+                if len(row) == 1 and path.lower().endswith(".csv"):
+                    hint = "; columns are separated by commas, semicolons or tabs, and this list has one column"
                 raise InputError(f"datalist '{path}': unknown entry '{column}'{hint}; known: {', '.join(CASE_KEYS)}")
     return [{key: value for key, value in row.items() if not is_absent(value)} for row in rows]
 
@@ -306,11 +309,23 @@ def _default_name(case: Mapping[str, Any], otherwise: str = "case") -> str:
     if not all(key in case for key in IMAGES):
         return otherwise
     name = f"{stem(str(case['moving']))}_to_{stem(str(case['fixed']))}"
-    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or otherwise
+    return shortened(re.sub(r"[^\w.+-]+", "_", name).lstrip(".")) or otherwise
+
+
+def shortened(name: str) -> str:
+    """Return a name that fits a folder: of a longer one the beginning and a number that is made from the whole."""
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    number = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return os.fsencode(name)[: LONGEST_NAME - 9].decode(errors="ignore") + f"_{number}"
 
 
 def _given_name(name: Any, where: str) -> str:
     text = str(name).strip()
     if text in (".", "..") or re.search(r"[/\\:\0]", text):
         raise InputError(f"{where}the name '{name}' can't be a folder's name; leave out / \\ : and do not use . or ..")
+    if len(os.fsencode(text)) > LONGEST_NAME:
+        raise InputError(
+            f"{where}the name '{name}' has {len(os.fsencode(text))} bytes; give one of {LONGEST_NAME} at most"
+        )
     return text

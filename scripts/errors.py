@@ -12,10 +12,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate", "bad_alloc")
 
@@ -66,6 +68,30 @@ def describe_memory_error(error: BaseException) -> str | None:
                 " or --activation_checkpointing True"
             )
     return None
+
+
+class _NoSecondReport(logging.Filter):
+    """Leave out what MONAI's engines say of an error that ends in one line of our own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is to be written."""
+        error = sys.exc_info()[1]
+        if error is None or not str(record.msg).startswith(("Engine run is terminating", "Current run is terminating")):
+            return True
+        is_plain = find_input_error(error) is not None or describe_memory_error(error) is not None
+        return not is_plain or os.environ.get("REGISTRATION_TRACEBACK") == "1"
+
+
+_no_second_report = _NoSecondReport()
+
+
+def quiet_engine(engine: Any) -> None:
+    """Let an engine of MONAI (ignite) leave it to the raised error to say why a run ended, if that is one clear line.
+
+    Args:
+        engine: with a ``logger``.
+    """
+    engine.logger.addFilter(_no_second_report)  # once: the same filter is not added again
 
 
 def report_plainly() -> None:

@@ -24,7 +24,7 @@ from ignite.engine import Engine, Events
 from .errors import InputError
 from .evaluation_plots import draw_box_plots
 from .evaluation_tables import Run, read_run, run_of_reports, write_tables
-from .input_files import is_absent
+from .input_files import from_home, is_absent
 from .report import input_paths, reset_peak_memory, strict, versions, write_report
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def require_data(datalist: Any, how_to_get: str | None) -> None:
     Raises:
         InputError: ``how_to_get`` is given, and the list is not there.
     """
-    if how_to_get and (is_absent(datalist) or not Path(str(datalist)).expanduser().is_file()):
+    if how_to_get and (is_absent(datalist) or not from_home(str(datalist)).is_file()):
         raise InputError(
             f"datalist: '{datalist}' does not exist; {how_to_get}; then give its list with --datalist FILE"
         )
@@ -137,7 +137,7 @@ def write_evaluation(
     if not reports:
         raise InputError(f"output_dir '{output_dir}': no case has a report, there is nothing to sum up")
     run = run_of_reports(reports, method, dataset_name or "data", dict(paper or {}), machine())
-    folder = Path(output_dir)
+    folder = from_home(str(output_dir))
     write_report(run._asdict(), folder / "summary.json")
     run = read_run(folder)  # what others will read, numbers that are not finite as None
     write_tables([run], folder)

@@ -84,12 +84,21 @@ class MatchGridd(MapTransform):
             " belongs to this image"
         )
         logger.warning("%s", line)
-        values = cast(MetaTensor, self.resample(region, img_dst=image)).as_tensor().to(region.dtype)
-        resampled = MetaTensor(values, meta={**region.meta, "warnings": [*(region.meta.get("warnings") or ()), line]})
+        said = [*(region.meta.get("warnings") or ()), line]
+        resampled = MetaTensor(self._resampled(region, image), meta={**region.meta, "warnings": said})
         resampled.affine = image.affine.clone()
         if not bool(torch.any(resampled)):
             raise InputError(f"{pair}: no voxel above 0 lies within the image; give the {key} that belongs to it")
         return resampled
+
+    def _resampled(self, region: MetaTensor, image: MetaTensor) -> torch.Tensor:
+        """Return the nearest values on the image's grid, in the region's type; MONAI computes in float32."""
+        if region.dtype == torch.float32:
+            return cast(MetaTensor, self.resample(region, img_dst=image)).as_tensor().to(torch.float32)
+        known, places = torch.unique(region.as_tensor(), return_inverse=True)
+        numbered = MetaTensor(places + 1, meta=dict(region.meta))  # 0 is outside
+        numbered = cast(MetaTensor, self.resample(numbered, img_dst=image))
+        return torch.cat([known.new_zeros(1), known])[numbered.as_tensor().long()]
 
 
 def same_grid(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> bool:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -21,15 +22,37 @@ from .errors import InputError, InputFileError
 from .file_form import check_regular
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
+# of the formats that ITK reads beside these: they are no part of a result's name, either
+_OTHER_SUFFIXES = (
+    *(".img.gz", ".hdr.gz", ".img", ".hdr", ".nia", ".tif", ".tiff", ".lsm", ".mnc", ".mnc2", ".mrc", ".rec", ".pic"),
+    *(".gipl", ".gipl.gz", ".vtk", ".spr", ".hdf", ".h4", ".hdf4", ".he4", ".h5", ".hdf5", ".he5", ".hd5", ".dicom"),
+    *(".ima", ".png", ".jpg", ".jpeg", ".bmp", ".j2k", ".jp2", ".jpt"),
+)
+LONGEST_NAME = 255  # bytes, on Linux, macOS and Windows alike
+_BY_LENGTH = sorted((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES), key=len, reverse=True)  # .nii.gz before .gz
 
 
 def stem(path: str) -> str:
     """Return a file's name without its image suffix."""
     name = Path(os.path.abspath(path)).name  # of a link its own name
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in _BY_LENGTH:
         if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
+            return name[: -len(suffix)] or name
     return name
+
+
+def from_home(text: str, base: Path = Path()) -> Path:
+    """Return a path with ``~`` and ``~user`` replaced by the home folder.
+
+    A name that begins with ~ stays as it is if such a file or folder exists in ``base``, or no such user.
+    """
+    path = Path(text)
+    if text.startswith("~") and path.parts[0] != "~" and os.path.lexists(base / path.parts[0]):
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user
+        return path
 
 
 def is_absent(value: Any) -> bool:
@@ -42,7 +65,8 @@ def path_text(option: str, value: Any) -> str:
     if isinstance(value, (tuple, list)) and all(isinstance(part, (str, int)) for part in value):
         return ",".join(str(part) for part in value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float, os.PathLike)):
-        raise InputError(f"{option} must be a path, got {value!r}")
+        hint = " (a name that begins with - is taken for an option: write ./-NAME)" if value is True else ""
+        raise InputError(f"{option} must be a path, got {value!r}{hint}")
     return str(value)
 
 
@@ -50,8 +74,9 @@ def existing_path(option: str, value: Any, base: Path) -> str:
     """Return an existing, readable path; ``a::b`` is also looked for as ``a#b``, which MONAI can't pass on."""
     text = path_text(option, value)
     candidates = [text] if "::" not in text else [text, text.replace("::", "#")]
-    paths = [path for path in (base / Path(name).expanduser() for name in candidates) if path.exists()]
+    paths = [path for path in (base / from_home(name, base) for name in candidates) if os.path.exists(path)]
     if not paths:
+        check_name_length(option, base / text)
         hint = " (MONAI turns '#' into '::' in options)" if "::" in text else ""
         if base != Path() and not Path(text).is_absolute():
             hint = f" ('{text}' is taken relative to the folder of the list that names it){hint}"
@@ -79,6 +104,27 @@ def existing_path(option: str, value: Any, base: Path) -> str:
     return str(path)
 
 
+def check_name_length(option: str, path: Path) -> None:
+    """Refuse a path that the system takes for too long.
+
+    Raises:
+        InputError: naming the option, the name and its length.
+    """
+    longest = max((os.fsencode(part) for part in path.parts), key=len, default=b"")
+    is_too_long = len(longest) > LONGEST_NAME  # may lie in a folder that is still to be made
+    try:
+        os.lstat(path)
+    except OSError as error:
+        is_too_long |= error.errno == errno.ENAMETOOLONG
+    except ValueError as error:  # a zero byte
+        raise InputError(f"{option}: '{path}' is no path ({error}); give another") from error
+    if is_too_long:
+        raise InputError(
+            f"{option}: the path of {len(os.fsencode(path))} bytes with the name '{os.fsdecode(longest)}' of"
+            f" {len(longest)} bytes is too long for this system; give a shorter one"
+        )
+
+
 def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
     """Return the output folder if it can be written or made, leaving nothing behind.
 
@@ -90,7 +136,13 @@ def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
     text = path_text(option, output_dir)
     if "::" in text or "#" in text:
         raise InputError(f"{option} '{text}': MONAI turns '#' into '::' in options; give a folder without either")
-    folder = Path(text).expanduser()
+    folder = from_home(text)
+    if folder.parts[:1] and folder.parts[0].startswith("~") and not os.path.lexists(folder.parts[0]):
+        raise InputError(
+            f"{option} '{folder}': there is no user '{folder.parts[0][1:]}' whose home folder it could be; write"
+            f" ./{folder} for a folder of that name"
+        )
+    check_name_length(option, folder)
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

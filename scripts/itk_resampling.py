@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .itk_images import array_to_itk, field_ras, lps_geometry
+from .modality import outside_value
 from .reading import Volume, read_volume
 from .resampling import cast
 from .transform_io import LPS_RAS
@@ -88,7 +89,9 @@ def with_spacing(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
     return Grid((int(shape[0]), int(shape[1]), int(shape[2])), torch.from_numpy(changed), grid.xform_code)
 
 
-def resample(image: Any, transform: Any, grid: Grid, interpolation: str = "linear", outside: float = 0.0) -> np.ndarray:
+def resample(
+    image: Any, transform: Any, grid: Grid, interpolation: str = "linear", outside: float | None = 0.0
+) -> np.ndarray:
     """Resample an image onto a grid with ITK.
 
     Args:
@@ -96,12 +99,15 @@ def resample(image: Any, transform: Any, grid: Grid, interpolation: str = "linea
         transform: grid point -> image point, LPS mm.
         grid: of the result.
         interpolation: linear or bspline (cubic); nearest or smooth (label-wise Gaussian) for labels.
-        outside: value outside the image.
+        outside: value outside the image; None is air for CT in HU and 0 otherwise, see
+            :func:`scripts.modality.outside_value`.
 
     Returns:
         (I, J, K) or (I, J, K, T) in the image's type; integers are rounded and clipped.
     """
     values = itk.array_view_from_image(image)
+    if outside is None:
+        outside = outside_value(values, None)
     if image.GetImageDimension() == 4:
         own = grid_of(image)
         frames = [_resample_array(frame, own, transform, grid, interpolation, outside) for frame in values]

@@ -93,16 +93,21 @@ def read_landmarks(
     header = [name.strip() for name in rows[0]] if rows else []
     columns = [name.lower() if name.lower() in AXES else name for name in header]
     if any(columns.count(axis) != 1 for axis in AXES):
+        other = next((name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if sign in "".join(header)), None)
+        hint = "" if other is None else f", separated by {other}: separate by commas, with points in the decimals"
         raise InputError(
             f"landmarks '{path}' must begin with a line that names the columns x,y,z (mm), once each; got"
-            f" '{','.join(header)}'"
+            f" '{','.join(header)}'{hint}"
         )
     if len(rows) < 2:
         raise InputError(f"landmarks '{path}' has a header and no points")
     points, extra = [], []
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(columns):
-            raise InputError(f"landmarks '{path}', point {number}: {len(row)} cells for {len(columns)} columns")
+            raise InputError(
+                f"landmarks '{path}', point {number}: {len(row)} cells for {len(columns)} columns (separate them by"
+                " commas; decimals have points)"
+            )
         cells = dict(zip(columns, (cell.strip() for cell in row), strict=True))
         points.append([_number(cells.pop(axis), axis, number, path) for axis in AXES])
         extra.append(cells)
@@ -149,7 +154,9 @@ def _number(text: str, axis: str, number: int, path: str | os.PathLike[str]) -> 
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise InputError(f"landmarks '{path}', point {number}: {axis} is '{text}'; give a finite number in mm")
+        raise InputError(
+            f"landmarks '{path}', point {number}: {axis} is '{text}'; give a finite number in mm, such as 12.5"
+        )
     return value
 
 

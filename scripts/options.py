@@ -102,12 +102,20 @@ def raise_unknown(options: Iterable[str], known: Iterable[str], suggestions: Ite
     known, suggestions = set(known), sorted(suggestions)
     unknown = [option for option in options if _first_part(option) not in known]
     if unknown:
-        hints = [_other_file(option) or did_you_mean(_first_part(option), suggestions) for option in unknown]
+        hints = [
+            _name_of_file(option) or _other_file(option) or did_you_mean(_first_part(option), suggestions)
+            for option in unknown
+        ]
         words = [f"--{option}{hint}" for option, hint in zip(unknown, hints, strict=True)]
         found = ", ".join(words)
         raise InputError(
             f"unknown option {found}{'' if found.endswith('?') else '.'} The config files list all options"
         )
+
+
+def _name_of_file(option: str) -> str:
+    """Return how to write a file's name that begins with - and was taken for an option."""
+    return f" (if -{option} is a file, write ./-{option})" if "." in option else ""
 
 
 def _other_file(option: str) -> str:

@@ -21,6 +21,7 @@ import torch
 
 from .atomic import unwritable
 from .errors import InputError
+from .input_files import from_home
 
 try:
     import fcntl
@@ -62,6 +63,7 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
         yield
         _meet()
         return
+    folder = from_home(str(folder))
     is_new = not Path(folder).exists()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)

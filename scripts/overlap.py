@@ -24,6 +24,7 @@ from typing import Any
 from monai.transforms import Transform
 from torch.utils.data import Dataset
 
+from .errors import quiet_engine
 from .output_lock import alone_in
 
 Case = dict[Hashable, Any]
@@ -109,6 +110,7 @@ def run_cases(
     Raises:
         InputError: another run works in ``output_dir``.
     """
+    quiet_engine(evaluator)
     with alone_in(output_dir, rank):
         try:
             if cases:

@@ -28,6 +28,7 @@ from . import metrics
 from .cropping import extend
 from .image_pair import regrid_affine
 from .landmarks import check_space, read_landmark_pair
+from .modality import outside_value
 from .resampling import NIFTI_TYPES, warp_image
 from .transform_io import GridTransform, displacement_field, plain
 
@@ -142,10 +143,22 @@ class AddMetricsd(Transform):
 
 
 def warp_onto_fixed(data: Mapping[Hashable, Any], key: str, transform: Any, dtype: str | None = None) -> np.ndarray:
-    """Warp ``moving`` (linear) or ``moving_label`` (nearest) onto the fixed grid, by default in its type on disk."""
+    """Warp ``moving`` (linear) or ``moving_label`` (nearest) onto the fixed grid, by default in its type on disk.
+
+    Outside the moving image lies air if it is CT (see :func:`scripts.modality.outside_value`), and 0 otherwise.
+    """
     moving, fixed = data[key], data["fixed"]
-    mode = "nearest" if key.endswith("label") else "linear"
-    return warp_image(moving, transform, fixed.shape[1:], fixed.affine, mode, dtype=dtype or type_on_disk(moving))
+    is_label = key.endswith("label")
+    outside = 0.0 if is_label else outside_value(plain(moving), data.get(f"{key}_modality", "mr"))
+    return warp_image(
+        moving,
+        transform,
+        fixed.shape[1:],
+        fixed.affine,
+        "nearest" if is_label else "linear",
+        default=outside,
+        dtype=dtype or type_on_disk(moving),
+    )
 
 
 def type_on_disk(volume: MetaTensor) -> str:

@@ -31,6 +31,7 @@ from .reading import source
 
 CT_WINDOW = (-1000.0, 1000.0)  # HU
 MR_PERCENTILES = (0.0, 99.0)
+_FLOAT32_EXACT = 2**24  # from here on float32 rounds whole numbers
 STANDARD_AXES = np.array([[0, 0, -1], [0, -1, 0], [1, 0, 0]])  # of (D, H, W), RAS: superior, posterior, left; i.e. LPS
 
 
@@ -139,6 +140,8 @@ class UseMasksd(MapTransform):
 class CopyLabelsd(MapTransform):
     """Copy labels that are to follow their images onto the network's grid, if the case has all of them.
 
+    The copies are float32, which what follows computes in; values that it would round are numbered anew, alike in all.
+
     Args:
         keys: label images; they are used together (their overlap), so one alone is not copied.
         output_keys: where the copies go; the native ones stay for the report.
@@ -153,8 +156,20 @@ class CopyLabelsd(MapTransform):
         result = dict(data)
         if all(key in result for key in self.keys):
             for key, output_key in zip(self.keys, self.output_keys, strict=True):
-                result[output_key] = result[key].clone()
+                result[output_key] = result[key].to(torch.float32, copy=True)
+            labels = [result[key] for key in self.keys]
+            if max(float(label.abs().max()) for label in labels) >= _FLOAT32_EXACT:
+                for output_key, values in zip(self.output_keys, _numbered(labels), strict=True):
+                    result[output_key] = with_affine(values, result[output_key].affine, result[output_key])
         return result
+
+
+def _numbered(labels: Sequence[MetaTensor]) -> list[torch.Tensor]:
+    """Return label images with the place of each value among those of all of them, from 1; 0 stays."""
+    values = [label.as_tensor().contiguous() for label in labels]
+    present = torch.unique(torch.cat([torch.unique(one) for one in values]))
+    present = present[present != 0]
+    return [torch.where(one == 0, 0, torch.searchsorted(present, one) + 1).float() for one in values]
 
 
 class ReverseAxesd(MapTransform):

@@ -56,6 +56,21 @@ LIMITS = (
     Limit("folding_percent", 0.5, "the transform folds at {:.2f} % of the cells"),
     Limit("inconsistency_percent", 0.5, "forward and inverse transform disagree by {:.2f} % of the diagonal (95 %)"),
 )
+# of the network's transforms alone: they are not fitted to the pair, so that good ones, too, leave more of these
+WITHOUT_OPTIMIZATION = {
+    "coarse_dissimilarity": 0.14,
+    "bending_percent": 6.0,
+    "stretch": 0.45,
+    "outside_percent": 25.0,
+    "inconsistency_percent": 4.5,
+}
+
+
+def limits(optimized: bool = True) -> tuple[Limit, ...]:
+    """Return the limits of a result, with or without optimization for the pair."""
+    if optimized:
+        return LIMITS
+    return tuple(one._replace(limit=WITHOUT_OPTIMIZATION.get(one.figure, one.limit)) for one in LIMITS)
 
 
 class Maps(NamedTuple):
@@ -75,10 +90,12 @@ class AddQualityd(Transform):
     Args:
         enabled: False adds nothing.
         similarity: that was optimized; the coarse dissimilarity counts for images of one contrast only.
+        optimization: of the pair; "off" has limits of its own.
     """
 
-    def __init__(self, enabled: bool = True, similarity: str = "lncc") -> None:
+    def __init__(self, enabled: bool = True, similarity: str = "lncc", optimization: str | bool = "field") -> None:
         self.enabled, self.similarity = enabled, similarity
+        self.optimized = optimization not in ("off", False)  # YAML reads a bare off as False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Case:
         """Return the case with its quality."""
@@ -103,17 +120,19 @@ class AddQualityd(Transform):
         before, after = (_number(terms.get(f"similarity_{when}")) for when in ("before", "after"))
         figures["similarity_gain"] = None if before is None or after is None else before - after
         figures = _rounded(figures)
-        return {**data, "quality": {**figures, **verdict(figures)}, "quality_maps": maps}
+        return {**data, "quality": {**figures, **verdict(figures, self.optimized)}, "quality_maps": maps}
 
 
-def verdict(figures: Mapping[str, Any]) -> dict[str, Any]:
+def verdict(figures: Mapping[str, Any], optimized: bool = True) -> dict[str, Any]:
     """Return ``verdict`` (ok, check, failed), ``score`` (the largest figure over its limit) and ``reasons``.
 
     Args:
         figures: by the names of :data:`LIMITS`; None is not judged. A ``similarity_gain`` below -MOST_LOST fails.
+        optimized: the transforms were optimized for the pair; see :data:`WITHOUT_OPTIMIZATION`.
     """
-    ratios = {one.figure: figures[one.figure] / one.limit for one in LIMITS if _finite(figures.get(one.figure))}
-    reasons = [one.text.format(figures[one.figure]) for one in LIMITS if ratios.get(one.figure, 0) > 1]
+    given = limits(optimized)
+    ratios = {one.figure: figures[one.figure] / one.limit for one in given if _finite(figures.get(one.figure))}
+    reasons = [one.text.format(figures[one.figure]) for one in given if ratios.get(one.figure, 0) > 1]
     score = max(ratios.values(), default=0.0)
     gain = figures.get("similarity_gain")
     if gain is None or not math.isfinite(gain):

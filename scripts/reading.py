@@ -17,7 +17,6 @@ their headers leave open, so that geometry means the same whatever the format. I
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +41,7 @@ from .file_form import (
 )
 from .header import Header
 from .header_geometry import without_shear
+from .itk_messages import itk_reason
 from .itk_types import numpy_type_name, readable_type, to_itk_type
 from .nifti_reading import nifti_file_header, read_nifti
 from .text_headers import is_text_header, length_in_mm, names_no_world
@@ -153,17 +153,6 @@ def _open(path: str, file: str) -> Any:
     except (RuntimeError, TypeError) as error:
         raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
     return image_io
-
-
-def itk_reason(error: Exception) -> str:
-    """Return ITK's message without its source files and addresses, as one line."""
-    text = str(error).split("ITK ERROR:")[-1]
-    text = re.sub(r"\S+\.(?:cxx|hxx|h|txx):\d+:?(?: \(.*?\):)?", "", text)  # of ITK's source
-    text = re.sub(r"\(0x[0-9a-f]+\)", "", text)
-    reason = " ".join(text.split())[:500].lstrip(": ") or type(error).__name__
-    if "orthonormal" in reason:
-        return "its affine has a shear, a zero spacing or no inverse; resample it, or repair its header"
-    return reason
 
 
 def read_volume(path: str, series: str | None = None) -> Volume:

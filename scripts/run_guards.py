@@ -26,7 +26,7 @@ from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from .errors import InputError
+from .errors import InputError, quiet_engine
 from .memory import keep_freed_memory
 from .output_lock import alone_in
 from .run_checkpoints import is_between_steps, is_last_of_epoch
@@ -141,6 +141,7 @@ def run_training(trainer: Any, ckpt_dir: str | os.PathLike[str]) -> None:
     """
     stop = StopOnSignal()
     stop.attach(trainer)
+    quiet_engine(trainer)
     with alone_in(ckpt_dir, idist.get_rank()), keep_freed_memory():
         trainer.run()
     if stop.received:

@@ -26,11 +26,12 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from .errors import InputError
+from .modality import modality_warning
 from .reading import Header, read_header, shape_text, source
 
 logger = logging.getLogger(__name__)
 
-MAX_EXACT = 2**24  # above it float32 can't tell integers apart
+EXACT = 2**24, 2**53  # from here on float32 and float64 can't tell integers apart
 
 
 def check_header(option: str, path: str, frame: int | None = None, series: str | None = None) -> Header:
@@ -85,7 +86,8 @@ def shape_text_mm(spacing: np.ndarray) -> str:
 class CheckImagesd(MapTransform):
     """Refuse images that can't be registered: NaN or Inf voxels, a constant image, a non-invertible affine.
 
-    A CT (case entry ``<key>_modality`` is "ct") whose values all lie within [0, 1] can't be in HU: a warning.
+    Where the values speak against the modality (case entry ``<key>_modality``), a warning goes to the log and into
+    ``.meta["warnings"]``, a list of lines.
 
     Args:
         keys: loaded images (1, I, J, K).
@@ -99,12 +101,10 @@ class CheckImagesd(MapTransform):
             lowest, highest = float(image.min()), float(image.max())
             if lowest == highest:
                 raise InputError(f"{key}: {source(image)} is constant (all voxels are {lowest:g}); nothing to register")
-            if data.get(f"{key}_modality") == "ct" and lowest >= 0 and highest <= 1:
-                logger.warning(
-                    "%s: %s is said to be CT, but its values lie in [%g, %g] and can't be HU; give the image in HU,"
-                    " or --%s_modality mr",
-                    *(key, source(image), lowest, highest, key),
-                )
+            modality = data.get(f"{key}_modality")
+            doubt = None if modality is None else modality_warning(image.as_tensor(), str(modality))
+            if doubt is not None:
+                add_warning(image, f"{key}: {source(image)} {doubt}")
         return dict(data)
 
 
@@ -134,14 +134,17 @@ class CheckMasksd(MapTransform):
 
 
 class CheckLabelsd(MapTransform):
-    """Refuse label images whose values are not integers that float32 holds exactly.
+    """Refuse label images whose values are not integers that are held exactly.
 
     Args:
         keys: loaded label images (1, I, J, K); those that a case lacks are skipped.
+        below: absolute values have to be below this; 2^24 where what follows computes in float32, 2^53 for float64.
+            Labels that were loaded as float32 have to be below 2^24 in any case: what lies above may have been rounded.
     """
 
-    def __init__(self, keys: KeysCollection) -> None:
+    def __init__(self, keys: KeysCollection, below: int = EXACT[0]) -> None:
         super().__init__(keys, allow_missing_keys=True)
+        self.below = int(below)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data unchanged."""
@@ -156,16 +159,31 @@ class CheckLabelsd(MapTransform):
                     f"{key}: {source(label)} has {count} voxels whose values are not integers, such as {example:g};"
                     " give a label image, not probabilities or an interpolated one"
                 )
-            if float(label.abs().max()) > MAX_EXACT:
+            below = min(self.below, EXACT[label.dtype == torch.float64])
+            largest = float(label.abs().max())
+            if largest >= below:
                 raise InputError(
-                    f"{key}: {source(label)} has label values above {MAX_EXACT}, which would be rounded; renumber them"
+                    f"{key}: {source(label)} has label values of {below} or more, such as {largest:.0f}, which would be"
+                    " rounded; renumber them"
+                )
+            if largest >= EXACT[0] and str(label.meta.get("original_dtype")) == "float32":
+                add_warning(
+                    label,
+                    f"{key}: {source(label)} stores label values up to {largest:.0f} as float32, which can't tell whole"
+                    f" numbers above {EXACT[0]} apart; if labels were merged, write the file again as int32",
                 )
         return dict(data)
 
 
+def add_warning(volume: MetaTensor, line: str) -> None:
+    """Log a line, and keep it in the volume's meta data for the report."""
+    logger.warning("%s", line)
+    volume.meta["warnings"] = [*(volume.meta.get("warnings") or ()), line]
+
+
 def check_volume(key: str, volume: MetaTensor) -> None:
     """Refuse voxels that are NaN or infinite, and an affine that has no inverse."""
-    count = int((~torch.isfinite(volume.as_tensor())).sum()) + int(volume.meta.get("hidden_non_finite", 0))
+    count = int((~torch.isfinite(volume.as_tensor())).sum())
     if count:
         raise InputError(
             f"{key}: {source(volume)} has {count} of {volume.numel()} voxels that are NaN or infinite;"

@@ -46,7 +46,7 @@ def chain(
             LoadVolumesd(keys=["fixed", "moving", *REGIONS]),
             CheckImagesd(keys=["fixed", "moving"]),
             CheckMasksd(keys=REGIONS[:2]),
-            CheckLabelsd(keys=REGIONS[2:]),
+            CheckLabelsd(keys=REGIONS[2:], below=2**53),
             MatchGridd(keys=REGIONS, image_keys=["fixed", "moving", "fixed", "moving"]),
             ScaleByModalityd(
                 keys=["fixed", "moving"], output_keys=images, ct_window=ct_window, mr_percentiles=mr_percentiles

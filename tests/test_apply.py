@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts import field_formats
-from scripts.apply import load_inputs
+from scripts.apply import apply_transforms, load_inputs
 from scripts.errors import InputError, find_input_error
 from scripts.itk_resampling import Grid, grid_of, with_spacing
 from scripts.nifti import write_nifti
@@ -125,6 +125,60 @@ def test_every_frame_of_a_series_is_warped(pair: dict[str, str], tmp_path: Path)
     one = values(out / "moving_warped.nii.gz")
     for frame in (0, 1):
         assert np.abs(np.asarray(warped.dataobj)[..., frame] - (frame + 1) * one).max() < 3 + 2 * frame
+
+
+@pytest.mark.parametrize(
+    ("kind", "shift_hu", "option", "expected"),
+    [
+        ("int16", 0, {}, -1000),
+        ("int16", 0, {"outside": "auto", "interpolation": "bspline"}, -1000),
+        ("float32", 300, {}, -700),
+        ("int32", -2024, {}, -1000),
+        ("uint16", 1024, {}, 0),
+        ("float64", 1000, {}, 0),
+        ("int16", 0, {"outside": 0}, 0),
+        ("int16", 0, {"outside": -2048}, -2048),
+        ("uint8", 1000, {"outside": -7}, 0),  # the type's lowest
+        ("int16", 0, {"frames": 2}, -1000),
+    ],
+)
+def test_outside_a_ct_lies_air_unless_a_value_is_given(
+    kind: str, shift_hu: int, option: dict[str, Any], expected: float, pair: dict[str, str], tmp_path: Path
+) -> None:
+    frames = option.pop("frames", 0)
+    image = np.clip(values(Path(pair["moving"])) * 1.2 - 1000, -1000, 1000) + shift_hu
+    image = np.clip(image, 0, 255) if kind == "uint8" else image
+    image = np.stack([image] * frames, axis=-1) if frames else image
+    path = tmp_path / "image.nii.gz"
+    nib.save(nib.Nifti1Image(image.astype(kind), nib.load(pair["moving"]).affine, dtype=kind), path)
+    out = apply(
+        tmp_path / "out", transform=pair["shift"], fixed=pair["fixed"], image=str(path), label=pair["moving_label"],
+        **option,
+    )  # fmt: skip
+    warped, label = values(out / "image_warped.nii.gz"), values(out / "moving_label_warped.nii.gz")
+    assert warped.dtype == kind
+    inside_moving = itk_inside(pair)
+    assert 0.01 < 1 - inside_moving.mean() < 0.6
+    assert set(np.unique(warped[~inside_moving])) == {expected}
+    assert set(np.unique(label[~inside_moving])) == {0}
+
+
+def itk_inside(pair: dict[str, str]) -> np.ndarray:
+    """Return which voxels of the fixed grid come from inside the moving image, by ITK's own point arithmetic."""
+    moving = itk.imread(pair["moving"])
+    points = grid_points(FIXED, FIXED_SHAPE) + SHIFT_LPS_MM
+    affine = np.asarray(itk.array_from_matrix(moving.GetDirection())) * np.array(moving.GetSpacing())
+    voxels = (points - np.array(moving.GetOrigin())) @ np.linalg.inv(affine).T
+    return ((voxels >= -0.5) & (voxels < np.array(MOVING_SHAPE) - 0.5)).all(axis=-1)
+
+
+@pytest.mark.parametrize("wrong", ["air", "nan", True, [0, 1], "1e999"])
+def test_a_value_outside_that_is_no_number_is_refused(wrong: Any, pair: dict[str, str], tmp_path: Path) -> None:
+    inputs = load_inputs(pair["shift"], fixed=pair["fixed"], image=pair["moving"], output_dir=tmp_path / "out")
+    assert inputs is not None
+    with pytest.raises(InputError, match="outside: give auto or a number"):
+        apply_transforms(inputs, outside=wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_smooth_labels_keep_their_values_and_come_nearer_to_the_shape(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts import postprocessing
+from scripts import metrics, postprocessing
 from scripts.coordinates import identity_grid
 from scripts.errors import InputError
 from scripts.landmarks import read_landmarks
@@ -41,7 +41,11 @@ from scripts.outputs import (
     WarpMovingd,
 )
 from scripts.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
-from tests.registered import registered_case
+from scripts.resampling import warp_image
+from scripts.surface_distances import surface_distances_mm
+from scripts.transform_io import plain
+from tests.chain import chain, write
+from tests.registered import FIXED_SHAPE, MOVING, registered_case
 
 FILES = {
     *("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
@@ -86,11 +90,16 @@ def itk_transforms(case: dict[Any, Any], source: str) -> Any:
     return transform
 
 
-def itk_resample(case: dict[Any, Any], key: str, transform: Any, kind: Any) -> np.ndarray:
+def itk_resample(case: dict[Any, Any], key: str, transform: Any, kind: Any, outside: float = 0) -> np.ndarray:
     moving, fixed = (itk.imread(case[name].meta["filename_or_obj"]) for name in (key, "fixed"))
     interpolator = kind[type(moving), itk.D].New()
     resampled = itk.resample_image_filter(
-        moving, transform=transform, use_reference_image=True, reference_image=fixed, interpolator=interpolator
+        moving,
+        transform=transform,
+        use_reference_image=True,
+        reference_image=fixed,
+        interpolator=interpolator,
+        default_pixel_value=outside,
     )
     return itk.array_from_image(resampled).T
 
@@ -101,11 +110,11 @@ def read(case: dict[Any, Any], name: str) -> Any:
 
 @pytest.mark.parametrize("source", ["h5", "displacement"])
 def test_itk_warps_the_image_to_the_same_voxels(case: dict[Any, Any], source: str) -> None:
-    by_itk = itk_resample(case, "moving", itk_transforms(case, source), itk.LinearInterpolateImageFunction)
+    by_itk = itk_resample(case, "moving", itk_transforms(case, source), itk.LinearInterpolateImageFunction, -1000)
     ours = np.asanyarray(read(case, "warped_moving.nii.gz").dataobj)
-    outside = ours == 0
+    outside = ours == -1000  # it is CT
     assert 0.01 < outside.mean() < 0.5  # some voxels come from outside the moving image
-    np.testing.assert_array_equal(by_itk == 0, outside)
+    np.testing.assert_array_equal(by_itk == -1000, outside)
     spread = float(np.ptp(case["moving"].numpy()))
     assert np.abs(by_itk - ours).max() < 1e-4 * spread
 
@@ -235,6 +244,97 @@ def test_integer_images_keep_their_type_with_rounded_values(tmp_path: Path) -> N
     assert ours.get_data_dtype() == np.int16
     exact = postprocessing.warp_onto_fixed(done, "moving", done["displacement_mm"], dtype="float32")
     np.testing.assert_array_equal(np.asanyarray(ours.dataobj), np.rint(exact))
+
+
+LABEL_IDS = {
+    "int8": (-128, 127),
+    "uint8": (1, 255),
+    "int16": (-32768, 32767),
+    "uint16": (7, 65535),
+    "int32": (16777217, 614454277),
+    "uint32": (16777217, 4294967295),
+    "int64": (16777217, 2**53 - 1),
+    "uint64": (16777217, 2**53 - 1),
+    "float32": (3, 2**24 - 1),
+}
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+@pytest.mark.parametrize("kind", list(LABEL_IDS))
+def test_label_ids_and_types_come_through_a_registration(kind: str, resampled: bool, tmp_path: Path) -> None:
+    """Against ITK's nearest voxel, on the places of the ids."""
+    data = registered_case(tmp_path)
+    ids = np.array([0, *LABEL_IDS[kind]], dtype=kind)
+    places, files = {}, {}
+    for side, seed in (("fixed", 1), ("moving", 0)):
+        place = places[side] = np.random.default_rng(seed).integers(0, 3, data[side].shape[1:])
+        affine = data[side].affine.numpy().copy()
+        grid = place
+        if resampled:  # a label on a grid of its own: the image's grid and one voxel more at each side
+            grid = np.pad(place, 1)
+            affine[:3, 3] -= affine[:3, :3] @ np.ones(3)
+        files[side] = tmp_path / f"{side}_ids.nii.gz"
+        nib.save(nib.Nifti1Image(ids[grid], affine, dtype=kind), files[side])
+    case = {"fixed": tmp_path / "fixed.nii.gz", "moving": tmp_path / "moving.nii.gz"}
+    case |= {f"{side}_label": files[side] for side in places}
+    case = {key: str(value) for key, value in case.items()}
+    loaded = chain(match_orientation=False)({**case, "fixed_modality": "ct", "moving_modality": "ct"})
+    data |= {key: loaded[key] for key in ("fixed_label", "moving_label")}
+    done = AddMetricsd()(SaveWarpedLabeld()(AddWarpedLabeld()(AddTransformsd()(data))))
+    ours = read(data, "warped_label.nii.gz")
+    assert ours.get_data_dtype() == kind
+    stand_in = write(tmp_path / "places.nii.gz", places["moving"].astype(np.int16), **MOVING)
+    data["moving_label"].meta["filename_or_obj"] = stand_in
+    SaveTransformsd()(done)
+    by_itk = itk_resample(data, "moving_label", itk_transforms(data, "h5"), itk.NearestNeighborInterpolateImageFunction)
+    np.testing.assert_array_equal(np.asanyarray(ours.dataobj), ids[by_itk])
+    assert set(done["metrics"]["dice"]["after"]["per_label"]) == set(LABEL_IDS[kind])
+    expected = metrics.dice_per_label(places["fixed"], by_itk, [1, 2])
+    assert list(done["metrics"]["dice"]["after"]["per_label"].values()) == pytest.approx(list(expected.values()))
+    surfaces = surface_distances_mm(
+        plain(data["fixed_label"])[0].numpy(), done["warped_label"], LABEL_IDS[kind], (1, 1, 1)
+    )
+    assert set(surfaces["hd95_mm"]) == set(LABEL_IDS[kind])
+    assert np.isfinite(list(surfaces["hd95_mm"].values())).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "offset", "modality", "padding", "expected"),
+    [
+        ("int16", 0, "ct", None, -1000),
+        ("float32", 0, "ct", None, -1000),
+        ("int16", 0, "ct", -2000, -1000),
+        ("int32", 0, "ct", -3024, -1000),
+        ("uint16", 1024, "ct", None, 24),
+        ("uint16", 1000, "ct", None, 0),
+        ("float64", 1024.5, "ct", None, 24.5),
+        ("int16", 0, "mr", None, 0),
+        ("uint16", 1200, "mr", None, 0),
+    ],
+)
+def test_outside_a_moving_ct_lies_air(
+    kind: str, offset: float, modality: str, padding: int | None, expected: float, tmp_path: Path
+) -> None:
+    data = registered_case(tmp_path)
+    values = data["moving"].clamp(min=-1000)
+    values[:, 8:, :4] = -1000  # where the image is padded, if it is
+    if padding is not None:
+        values[:, :2, :2] = padding
+    data["moving"] = MetaTensor(values.as_tensor() + offset, meta=dict(data["moving"].meta))
+    data["moving"].meta["original_dtype"] = kind
+    data |= {"fixed_modality": modality, "moving_modality": modality}
+    warped = SaveWarpedLabeld()(WarpMovingd()(AddWarpedLabeld()(AddTransformsd()(data))))
+    ours = read(data, "warped_moving.nii.gz")
+    assert ours.get_data_dtype() == kind
+    nowhere = np.isnan(
+        warp_image(
+            warped["moving"], warped["displacement_mm"], FIXED_SHAPE, warped["fixed"].affine, default=float("nan")
+        )
+    )
+    assert 0.01 < nowhere.mean() < 0.5
+    assert set(np.unique(np.asanyarray(ours.dataobj)[nowhere])) == {expected}
+    label = np.asanyarray(read(data, "warped_label.nii.gz").dataobj)
+    assert set(np.unique(label[nowhere])) == {0}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("bool", "uint8"), ("float16", "float32"), ("uint16", "uint16")])

@@ -311,6 +311,21 @@ def test_a_volume_of_equal_orientation_is_not_copied() -> None:
     assert torch.equal(turned["other"].as_tensor(), images["other"].as_tensor().flip(2))
 
 
+@pytest.mark.parametrize("ids", [(0, 1, 2, 3), (0, 997, 16777216, 16777217), (0, 312782546, 614454276, 614454277)])
+def test_label_ids_of_any_size_stay_apart_on_the_network_grid(ids: tuple[int, ...]) -> None:
+    places = [np.random.default_rng(seed).integers(0, 4, (1, 5, 6, 7)) for seed in (0, 1)]
+    places[1][places[1] == 1] = 0  # an id that one image has alone
+    labels = [MetaTensor(torch.tensor(np.array(ids, float)[place])) for place in places]
+    names = [f"{side}_network_label" for side in ("fixed", "moving")]
+    copied = CopyLabelsd(keys=["fixed_label", "moving_label"], output_keys=names)(
+        {"fixed_label": labels[0], "moving_label": labels[1]}
+    )
+    for name, place in zip(names, places, strict=True):
+        assert copied[name].dtype == torch.float32
+        np.testing.assert_array_equal(copied[name].numpy(), place)
+    assert labels[0].dtype == torch.float64
+
+
 def test_each_label_needs_a_key_for_its_copy() -> None:
     copy = CopyLabelsd(keys=["fixed_label", "moving_label"], output_keys=["fixed_network_label"])
     with pytest.raises(ValueError, match="shorter"):

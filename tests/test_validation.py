@@ -20,9 +20,11 @@ from typing import Any
 import itk
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 
 from scripts.errors import InputError, find_input_error
-from scripts.validation import check_header
+from scripts.validation import CheckLabelsd, check_header
 from tests.chain import chain, noise, oblique, pair, write
 
 SHAPE = (19, 23, 14)
@@ -159,10 +161,31 @@ def test_labels_that_are_not_integers_are_refused(tmp_path: Path) -> None:
     assert "has 2 voxels whose values are not integers, such as 0.25" in message
 
 
-def test_label_values_that_float32_would_round_are_refused(tmp_path: Path) -> None:
-    values = np.zeros(SHAPE, np.int32)
-    values[2, 2, 2] = 614454277
-    assert "label values above 16777216" in refused(pair(tmp_path, fixed_label=write(tmp_path / "l.nii.gz", values)))
+@pytest.mark.parametrize(
+    ("value", "dtype", "below", "refused"),
+    [
+        (2**24 - 1, torch.float32, 2**53, False),
+        (2**24, torch.float32, 2**53, True),  # what was 16777217 in the file is that, too
+        (-(2**24), torch.float32, 2**53, True),
+        (614454277, torch.float64, 2**53, False),
+        (2**53 - 1, torch.float64, 2**53, False),
+        (2**53, torch.float64, 2**53, True),
+        (2**24 - 1, torch.float64, None, False),
+        (2**24, torch.float64, None, True),  # training computes in float32
+    ],
+)
+def test_label_values_that_may_have_been_rounded_are_refused(
+    value: int, dtype: torch.dtype, below: int | None, refused: bool
+) -> None:
+    values = torch.zeros(1, 4, 5, 6, dtype=dtype)
+    values[0, 2, 2, 2] = value
+    check = CheckLabelsd(keys="label") if below is None else CheckLabelsd(keys="label", below=below)
+    if refused:
+        limit = 2**24 if dtype == torch.float32 or below is None else below
+        with pytest.raises(InputError, match=f"label values of {limit} or more"):
+            check({"label": MetaTensor(values)})
+    else:
+        check({"label": MetaTensor(values)})
 
 
 def test_a_mask_of_the_same_affine_but_another_shape_is_refused(tmp_path: Path) -> None:

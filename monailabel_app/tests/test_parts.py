@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import itk
 import numpy as np
@@ -32,7 +33,7 @@ from monailabel_app.atlases import rank
 from monailabel_app.checked_datastore import CheckedDatastore
 from monailabel_app.label_fusion import local_weights, vote
 from monailabel_app.label_info import conflicts, names_of_values, read_names, unite
-from monailabel_app.quality import doubts, warning
+from monailabel_app.quality import doubts, quality, warning
 from monailabel_app.request_errors import RequestError, plain_errors
 from monailabel_app.request_options import read_options
 from monailabel_app.studies import Study, labelled_studies
@@ -41,6 +42,7 @@ from monailabel_app.tests.studies import Studies
 from monailabel_app.train_task import split
 from monailabel_app.uploads import refuse_foreign_data, sweep
 from scripts.errors import InputError
+from scripts.quality import LIMITS, Limit, verdict
 
 WEIGHTS = ["default", "none"]
 
@@ -151,13 +153,11 @@ def test_a_label_type_holds_all_values() -> None:
     assert label_type(np.array([0, 3]), None, np.int16) == np.int16
 
 
-def figures(before: float, after: float, folding: float = 0.0, inconsistency: float = 0.2) -> dict[str, float]:
-    return {
-        "similarity_before": before,
-        "similarity_after": after,
-        "folding_percent": folding,
-        "inconsistency_mm": inconsistency,
-    }
+def figures(before: float | None, after: float | None, **judged: float) -> dict[str, Any]:
+    """Figures of a report whose verdict is the bundle's own."""
+    gain = None if before is None or after is None else before - after
+    found = {"similarity": {"before": before, "after": after}, "folding_percent": 0.0, "inconsistency_mm": 0.2}
+    return quality({**found, "quality": verdict({"similarity_gain": gain, **judged})}, 0.5)
 
 
 def test_doubtful_registrations_are_warned_of() -> None:
@@ -166,15 +166,17 @@ def test_doubtful_registrations_are_warned_of() -> None:
     assert "hardly more similar" in doubts(figures(0.6, 0.58))[0]
     assert "hardly more similar" in doubts(figures(0.6, 0.545))[0]
     assert doubts(figures(0.6, 0.535)) == []
-    assert "different anatomy" in doubts({**figures(0.95, 0.55), "coarse_similarity": 0.35})[0]
-    assert doubts({**figures(0.95, 0.55), "coarse_similarity": 0.3}) == []
-    assert doubts(figures(0.8, 0.5, folding=0.4, inconsistency=1.9)) == []
-    assert len(doubts(figures(0.8, 0.5, folding=0.6, inconsistency=2.1))) == 2
     assert doubts(figures(0.1, 0.1)) == []  # aligned already
     assert "less similar" in doubts(figures(0.1, 0.15))[0]
-    assert "folds at 3.0 %" in doubts(figures(0.8, 0.5, folding=3))[0]
-    assert "disagree by 5.0 mm" in doubts(figures(0.8, 0.5, inconsistency=5))[0]
-    assert "check the result" in str(warning(doubts(figures(0.8, 0.5, inconsistency=5))))
+    assert doubts(figures(None, None)) == ["the similarity could not be computed"]
+
+
+@pytest.mark.parametrize("one", LIMITS)
+def test_what_the_bundle_doubts_is_what_an_annotator_is_warned_of(one: Limit) -> None:
+    assert doubts(figures(0.8, 0.5, **{one.figure: 0.9 * one.limit})) == []
+    found = doubts(figures(0.8, 0.5, **{one.figure: 1.1 * one.limit}))
+    assert found == [one.text.format(1.1 * one.limit)]
+    assert "check the result" in str(warning(found))
 
 
 def test_labelled_studies_are_held_out_where_there_are_enough() -> None:
