@@ -30,7 +30,7 @@ from monai.config import KeysCollection
 from monai.data import ITKReader
 from monai.transforms import LoadImage, MapTransform
 
-from .dicom_series import check_gray, choose_series, gaps_mm, read_series
+from .dicom_series import is_dicom, read_series, series_header
 from .errors import InputError, InputFileError
 from .file_form import (
     check_claim,
@@ -67,16 +67,13 @@ def read_header(path: str, series: str | None = None) -> Header:
         InputFileError: no reader knows the file, or the header is damaged; the message starts with the path.
     """
     check_regular(path)
-    files = [path]
-    if Path(path).is_dir():
-        chosen = choose_series(path, series)
-        gaps_mm(path, chosen)
-        files = [one.path for one in chosen.slices]
-    image_io = _open(path, files[0])
+    if Path(path).is_dir() or is_dicom(path):
+        header = series_header(path, series)
+        check_claim(path, header.shape, np.dtype(header.dtype).itemsize)
+        return header
+    image_io = _open(path)
     count = image_io.GetNumberOfDimensions()
     shape = [int(image_io.GetDimensions(axis)) for axis in range(count)]
-    if len(files) > 1:
-        shape[2:] = [len(files)]
     components = int(image_io.GetNumberOfComponents())
     check_claim(path, tuple(shape), components * int(image_io.GetComponentSize()))
     return Header(
@@ -88,17 +85,16 @@ def read_header(path: str, series: str | None = None) -> Header:
     )
 
 
-def _open(path: str, file: str) -> Any:
+def _open(path: str) -> Any:
     """Return ITK's reader of a file, with the header read."""
-    check_nrrd(file)
-    check_metaimage(file)
-    check_nifti_numbers(file)
-    check_gray(file)
+    check_nrrd(path)
+    check_metaimage(path)
+    check_nifti_numbers(path)
     try:
-        image_io = itk.ImageIOFactory.CreateImageIO(file, itk.CommonEnums.IOFileMode_ReadMode)
+        image_io = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
         if image_io is None:
             raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
-        image_io.SetFileName(file)
+        image_io.SetFileName(path)
         image_io.ReadImageInformation()
         image_io.GetComponentSize()  # raises for an unknown type
     except (RuntimeError, TypeError) as error:
@@ -123,7 +119,7 @@ def read_file(path: str) -> Any:
     """
     check_regular(path)
     check_complete(path)
-    image_io = _open(path, path)
+    image_io = _open(path)
     pixel = readable_type(image_io)
     try:
         image = itk.imread(path) if pixel is None else itk.imread(path, pixel)
@@ -153,12 +149,8 @@ class VolumeReader(ITKReader):
     def read(self, data: Any, **kwargs: Any) -> Any:
         """Read one file or one DICOM series of a folder into an ITK image."""
         path = str(data[0] if isinstance(data, (tuple, list)) else data)
-        if not Path(path).is_dir():
-            return read_file(path)
-        try:
-            return read_series(path, self.series)
-        except (RuntimeError, TypeError) as error:
-            raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+        check_regular(path)
+        return read_series(path, self.series) if Path(path).is_dir() or is_dicom(path) else read_file(path)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
         """Return the voxels (I, J, K), a copy, and the few header entries that are used later."""
