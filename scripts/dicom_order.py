@@ -150,8 +150,8 @@ def _check_alike(folder: str, uid: str, slices: Sequence[Slice]) -> None:
             )
     if min(min(one.pixel_spacing or (0.0,)) for one in slices) <= 0:
         raise InputFileError(
-            f"'{folder}': PixelSpacing of the series {uid} must be above 0, got {_listed(slices[0].pixel_spacing or ())};"
-            " export the series again"
+            f"'{folder}': PixelSpacing of the series {uid} must be above 0, got"
+            f" {_listed(slices[0].pixel_spacing or ())}; export the series again"
         )
     for what, flags in (
         ("a rescale slope or intercept", [one.rescale is not None for one in slices]),
@@ -232,7 +232,8 @@ def stack(folder: str, uid: str, slices: Sequence[Slice]) -> Stack:
     gaps = gaps_of(folder, uid, slices)
     direction, normal = _axes(folder, uid, slices)
     first = slices[0]
-    assert first.position is not None and first.pixel_spacing is not None
+    assert first.position is not None
+    assert first.pixel_spacing is not None
     places = np.concatenate([[0.0], np.cumsum(gaps)])
     warnings = []
     if len(slices) == 1:

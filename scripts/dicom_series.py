@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import itk
 import numpy as np
 import pydicom
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from .dicom_frames import NM_VOLUMES, RT_DOSE, TAGS, Slice, refuse_color, slices_of, text
@@ -34,7 +35,7 @@ from .header import Header
 
 logger = logging.getLogger(__name__)
 
-READ_TAGS = [pydicom.datadict.tag_for_keyword(name) for name in (*TAGS, *NM_VOLUMES)]
+READ_TAGS: list[BaseTag] = [Tag(name) for name in (*TAGS, *NM_VOLUMES)]
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 # what may bear a series' UID without being a slice of its volume: captured screens, doses
 NO_SLICES = (RT_DOSE, *(f"1.2.840.10008.5.1.4.1.1.7{part}" for part in ("", ".1", ".2", ".3", ".4")))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import itk
 import numpy as np
@@ -24,6 +23,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -83,14 +83,13 @@ def read_values(slices: Sequence[Slice]) -> np.ndarray:
         places.setdefault(one.path, []).append(k)
     for path, indices in places.items():
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                dataset = _pixel_module(path)
-                frame = _decoder(dataset, Path(folder))
-                for k in indices:
-                    values = _rescaled(frame(slices[k].frame), slices[k], dataset, kind)
-                    if result is None:  # only now: a header may claim any size
-                        result = np.empty((len(slices), *slices[0].size), kind)
-                    result[k] = values
+            dataset = _pixel_module(path)
+            frame = _decoder(dataset)
+            for k in indices:
+                values = _rescaled(frame(slices[k].frame), slices[k], dataset, kind)
+                if result is None:  # only now: a header may claim any size
+                    result = np.empty((len(slices), *slices[0].size), kind)
+                result[k] = values
         except (MemoryError, InputError):
             raise
         except Exception as error:  # of many kinds: pydicom's, Pillow's, ITK's
@@ -111,7 +110,7 @@ def _pixel_module(path: str) -> Dataset:
     syntax = getattr(read, "file_meta", {}).get("TransferSyntaxUID")
     if not syntax:  # a file without a preamble
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        syntax = ImplicitVRLittleEndian if implicit else explicit
+        syntax = UID(ImplicitVRLittleEndian if implicit else explicit)
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     if "PixelData" in dataset:
@@ -120,8 +119,8 @@ def _pixel_module(path: str) -> Dataset:
     return dataset
 
 
-def _decoder(dataset: Dataset, folder: Path) -> Callable[[int], np.ndarray]:
-    """Return what gives a frame (rows, columns) by its number; ``folder`` is for GDCM, which reads files only."""
+def _decoder(dataset: Dataset) -> Callable[[int], np.ndarray]:
+    """Return what gives a frame (rows, columns) by its number."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         array = pixel_array(dataset, raw=True, view_only=True, correct_unused_bits=False)
@@ -130,7 +129,7 @@ def _decoder(dataset: Dataset, folder: Path) -> Callable[[int], np.ndarray]:
     # Pillow reads no JPEG of 12 bits, though pydicom lists it
     if syntax != JPEGExtended12Bit and get_decoder(syntax).is_available:
         return lambda k: pixel_array(dataset, raw=True, index=k)
-    return lambda k: _by_gdcm(dataset, k, folder / "frame.dcm")
+    return lambda k: _by_gdcm(dataset, k)
 
 
 def _used_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -143,7 +142,7 @@ def _used_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     return np.right_shift(shifted, dataset.BitsAllocated - dataset.BitsStored, out=shifted)
 
 
-def _by_gdcm(dataset: Dataset, index: int, path: Path) -> np.ndarray:
+def _by_gdcm(dataset: Dataset, index: int) -> np.ndarray:
     """Return a compressed frame as GDCM, the library behind ITK, decodes it.
 
     GDCM gets the pixels alone: it would apply one rescale to all frames, and turn MONOCHROME1 round.
@@ -161,8 +160,10 @@ def _by_gdcm(dataset: Dataset, index: int, path: Path) -> np.ndarray:
     single.file_meta = FileMetaDataset()
     single.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     single.file_meta.MediaStorageSOPClassUID, single.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3"
-    single.save_as(path, enforce_file_format=True)
-    stored = itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))[0]
+    with tempfile.TemporaryDirectory() as folder:  # GDCM reads files only
+        path = Path(folder) / "frame.dcm"
+        single.save_as(path, enforce_file_format=True)
+        stored = itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))[0]
     return _used_bits(stored, single) if single.PixelRepresentation else stored  # JPEG-LS has no signs
 
 
@@ -176,8 +177,8 @@ def _rescaled(stored: np.ndarray, one: Slice, dataset: Dataset, kind: np.dtype) 
     if kind.kind == "f":
         return (stored.astype(np.float64) * slope + intercept).astype(kind)
     values = stored.astype(np.int64 if kind.itemsize >= 4 else np.int32)
-    values *= int(slope)
-    values += int(intercept)
+    np.multiply(values, int(slope), out=values)
+    np.add(values, int(intercept), out=values)
     limits = np.iinfo(kind)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated and (values.min() < limits.min or values.max() > limits.max):
         raise InputFileError(f"{one.name()}: its pixels need more bits than its header states; export the series again")
