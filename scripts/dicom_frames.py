@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydicom.tag import Tag
 
 from .errors import InputFileError
 
@@ -27,7 +28,7 @@ TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesDate", "Modality", "ImageType"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
-    *("BitsAllocated", "BitsStored", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "DoseGridScaling"),
     *("SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "EchoTime"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -38,6 +39,7 @@ NM_VOLUMES = (
     *("EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector"),
     *("AngularViewVector", "TimeSliceVector"),
 )
+VARYING = (Tag("SOPInstanceUID"), Tag("ImagePositionPatient"))
 RT_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 GRAY = ("MONOCHROME2", "MONOCHROME1")
 BITS = (8, 16, 32, 64)
@@ -66,6 +68,10 @@ class Slice(NamedTuple):
     """BitsStored."""
     kind: str
     """Of the stored values, as in numpy: i, u or f."""
+    unused: tuple[int, int]
+    """Bits of a stored word above and below those of the value, which may hold anything."""
+    syntax: str
+    """TransferSyntaxUID; empty in a file without a preamble."""
     rescale: tuple[float, float] | None
     """Slope and intercept; None where the header has neither."""
     lut_bits: int
@@ -83,12 +89,14 @@ class Slice(NamedTuple):
         return f"'{self.path}'" + (f" (frame {self.frame + 1})" if self.frame else "")
 
 
-def slices_of(path: str, header: Any) -> list[Slice]:
+def slices_of(path: str, header: Any, known: dict[Any, Slice]) -> list[Slice]:
     """Return the frames of a file in the order they are stored in.
 
     Args:
         path: for messages.
         header: of pydicom, with :data:`TAGS` and :data:`NM_VOLUMES`.
+        known: what earlier calls made of the bytes of other headers; most slices of a series differ in two tags only,
+            and decoding the others again takes half of the time.
 
     Raises:
         InputFileError: a tag that is needed is broken, or the places of the frames are not stated.
@@ -97,10 +105,21 @@ def slices_of(path: str, header: Any) -> list[Slice]:
     if count < 1:
         raise InputFileError(f"'{path}': NumberOfFrames must be at least 1, got {count}; repair or remove the file")
     if count == 1 and not header.get("PerFrameFunctionalGroupsSequence"):
-        return [_slice(path, 0, header, [header])]
+        key = _bytes(header)
+        if key not in known:
+            known[key] = _slice(path, 0, header, [header])
+        position = numbers(path, header, "ImagePositionPatient", 3)
+        return [known[key]._replace(path=path, position=position, uid=text(path, header, "SOPInstanceUID"))]
     if header.get("PerFrameFunctionalGroupsSequence"):
         return _enhanced(path, header, count)
     return _stepped(path, header, count)
+
+
+def _bytes(header: Any) -> tuple[Any, ...]:
+    """Return the undecoded tags of a header but those in which slices always differ."""
+    tags = [tag for tag in header.keys() if tag not in VARYING]  # noqa: SIM118, a dataset iterates its elements
+    syntax = getattr(header, "file_meta", {}).get("TransferSyntaxUID")
+    return (syntax, header.original_encoding, *((tag, str(header.get_item(tag).value)) for tag in tags))
 
 
 def _enhanced(path: str, header: Any, count: int) -> list[Slice]:
@@ -126,7 +145,7 @@ def _slice(path: str, frame: int, header: Any, places: Sequence[Any]) -> Slice:
     rows, columns = (int(number(path, header, tag, 0)) for tag in ("Rows", "Columns"))
     if rows < 1 or columns < 1:
         raise InputFileError(f"'{path}': Rows and Columns must be at least 1, got {rows} and {columns}")
-    bits, kind = _stored(path, header)
+    bits, kind, unused = _stored(path, header)
     lut = header.get("ModalityLUTSequence")
     thickness = next((abs(v) for t in ("SpacingBetweenSlices", "SliceThickness") if (v := _plain(found(t), t))), 0.0)
     volume = [
@@ -145,6 +164,8 @@ def _slice(path: str, frame: int, header: Any, places: Sequence[Any]) -> Slice:
         text(path, header, "PhotometricInterpretation"),
         bits,
         kind,
+        unused,
+        str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or ""),
         _rescale(path, header, found),
         0 if not lut else 8 if lut[0].LUTDescriptor[2] <= 8 else 16,
         text(path, header, "SOPInstanceUID"),
@@ -153,15 +174,15 @@ def _slice(path: str, frame: int, header: Any, places: Sequence[Any]) -> Slice:
     )
 
 
-def _stored(path: str, header: Any) -> tuple[int, str]:
-    """Return how many bits a stored value has, and its kind."""
+def _stored(path: str, header: Any) -> tuple[int, str, tuple[int, int]]:
+    """Return how many bits a stored value has, its kind, and the unused bits above and below."""
     photometric = text(path, header, "PhotometricInterpretation")
     refuse_color(path, photometric)
     if number(path, header, "SamplesPerPixel", 1) != 1:
         raise InputFileError(f"'{path}' has several values per voxel ({photometric}); give a series of gray images")
     allocated = int(number(path, header, "BitsAllocated", 0))
     if allocated in (32, 64) and "BitsStored" not in header and "PixelRepresentation" not in header:
-        return allocated, "f"  # a parametric map
+        return allocated, "f", (0, 0)  # a parametric map
     bits = int(number(path, header, "BitsStored", allocated))
     if allocated not in BITS or not 1 <= bits <= allocated:
         raise InputFileError(
@@ -174,7 +195,10 @@ def _stored(path: str, header: Any) -> tuple[int, str]:
             f"'{path}': PixelRepresentation must be 0 (unsigned) or 1 (signed), got"
             f" {header.get('PixelRepresentation')!r}; repair or remove the slice"
         )
-    return bits, "i" if signed else "u"
+    high = int(number(path, header, "HighBit", bits - 1))
+    if not bits - 1 <= high < allocated:
+        raise InputFileError(f"'{path}': HighBit must be BitsStored - 1 ({bits - 1}), got {high}; export it again")
+    return bits, "i" if signed else "u", (allocated - 1 - high, high + 1 - bits)
 
 
 def _rescale(path: str, header: Any, found: Any) -> tuple[float, float] | None:

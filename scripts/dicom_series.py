@@ -134,7 +134,8 @@ def _series(series: Series, files: Sequence[tuple[str, Any]]) -> Series:
             f"'{Path(files[0][0]).parent}': {len(files) - len(used)} files of the series {series.uid} are no slices of"
             f" its volume ({names}) and are left out"
         )
-    slices = [one for path, header in used for one in slices_of(path, header)]
+    known: dict[Any, Slice] = {}
+    slices = [one for path, header in used for one in slices_of(path, header, known)]
     localizers = [one for one in slices if one.is_localizer]
     if 0 < len(localizers) < len(slices):
         slices = [one for one in slices if not one.is_localizer]

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,8 +84,8 @@ def read_values(slices: Sequence[Slice]) -> np.ndarray:
         places.setdefault(one.path, []).append(k)
     for path, indices in places.items():
         try:
-            dataset = _pixel_module(path)
-            frame = _decoder(dataset)
+            dataset = functools.cache(functools.partial(_pixel_module, path))
+            frame = _decoder(slices[indices[0]], dataset)
             for k in indices:
                 values = _rescaled(frame(slices[k].frame), slices[k], dataset, kind)
                 if result is None:  # only now: a header may claim any size
@@ -107,11 +108,11 @@ def _pixel_module(path: str) -> Dataset:
     implicit, little = read.original_encoding
     dataset.set_original_encoding(implicit, little)
     dataset.file_meta = FileMetaDataset()
-    syntax = getattr(read, "file_meta", {}).get("TransferSyntaxUID")
+    syntax = str(getattr(read, "file_meta", {}).get("TransferSyntaxUID") or "")
     if not syntax:  # a file without a preamble
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        syntax = UID(ImplicitVRLittleEndian if implicit else explicit)
-    dataset.file_meta.TransferSyntaxUID = syntax
+        syntax = ImplicitVRLittleEndian if implicit else explicit
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     if "PixelData" in dataset:
         dataset.setdefault("BitsStored", dataset.BitsAllocated)
@@ -119,27 +120,29 @@ def _pixel_module(path: str) -> Dataset:
     return dataset
 
 
-def _decoder(dataset: Dataset) -> Callable[[int], np.ndarray]:
-    """Return what gives a frame (rows, columns) by its number."""
-    syntax = dataset.file_meta.TransferSyntaxUID
+def _decoder(one: Slice, dataset: Callable[[], Dataset]) -> Callable[[int], np.ndarray]:
+    """Return what gives a frame (rows, columns) of the file of a slice by its number."""
+    syntax = UID(one.syntax or dataset().file_meta.TransferSyntaxUID)
     if not syntax.is_encapsulated:
-        array = pixel_array(dataset, raw=True, view_only=True, correct_unused_bits=False)
-        array = array.reshape(-1, dataset.Rows, dataset.Columns)
-        return lambda k: _used_bits(array[k], dataset)
+        # of the file itself where it has all that pydicom asks for: that is faster
+        source = one.path if one.syntax and one.photometric and one.kind != "f" else dataset()
+        array = pixel_array(source, raw=True, view_only=True, correct_unused_bits=False).reshape(-1, *one.size)
+        return lambda k: _used_bits(array[k], one.unused)
     # Pillow reads no JPEG of 12 bits, though pydicom lists it
     if syntax != JPEGExtended12Bit and get_decoder(syntax).is_available:
-        return lambda k: pixel_array(dataset, raw=True, index=k)
-    return lambda k: _by_gdcm(dataset, k)
+        return lambda k: pixel_array(dataset(), raw=True, index=k)
+    # JPEG-LS has no signs
+    above = (sum(one.unused), 0) if one.kind == "i" else (0, 0)
+    return lambda k: _used_bits(_by_gdcm(dataset(), k), above)
 
 
-def _used_bits(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """Return stored numbers without the bits around them, which may hold anything, and with their sign."""
+def _used_bits(stored: np.ndarray, unused: tuple[int, int]) -> np.ndarray:
+    """Return stored numbers without the bits above and below them, which may hold anything, and with their sign."""
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    if "PixelData" not in dataset or dataset.BitsStored == dataset.BitsAllocated:
+    if unused == (0, 0):
         return stored
-    above = dataset.BitsAllocated - 1 - dataset.HighBit
-    shifted = np.left_shift(stored, above)
-    return np.right_shift(shifted, dataset.BitsAllocated - dataset.BitsStored, out=shifted)
+    shifted = np.left_shift(stored, unused[0])
+    return np.right_shift(shifted, sum(unused), out=shifted)
 
 
 def _by_gdcm(dataset: Dataset, index: int) -> np.ndarray:
@@ -148,31 +151,32 @@ def _by_gdcm(dataset: Dataset, index: int) -> np.ndarray:
     GDCM gets the pixels alone: it would apply one rescale to all frames, and turn MONOCHROME1 round.
     """
     count = int(dataset.get("NumberOfFrames") or 1)
-    tables = {}
+    table = None
     if "ExtendedOffsetTable" in dataset:
-        tables["extended_offsets"] = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
+        table = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     single = Dataset()
     for tag in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(single, tag, dataset[tag].value)
     single.PhotometricInterpretation = "MONOCHROME2"
-    single.SOPClassUID, single.SOPInstanceUID = CTImageStorage, "1.2.3"
-    single.PixelData = encapsulate([get_frame(dataset.PixelData, index, number_of_frames=count, **tables)])
+    single.SOPClassUID, single.SOPInstanceUID = CTImageStorage, UID("1.2.3")
+    frame = get_frame(dataset.PixelData, index, number_of_frames=count, extended_offsets=table)
+    single.PixelData = encapsulate([frame])
     single.file_meta = FileMetaDataset()
     single.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
-    single.file_meta.MediaStorageSOPClassUID, single.file_meta.MediaStorageSOPInstanceUID = CTImageStorage, "1.2.3"
+    single.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    single.file_meta.MediaStorageSOPInstanceUID = single.SOPInstanceUID
     with tempfile.TemporaryDirectory() as folder:  # GDCM reads files only
         path = Path(folder) / "frame.dcm"
         single.save_as(path, enforce_file_format=True)
-        stored = itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))[0]
-    return _used_bits(stored, single) if single.PixelRepresentation else stored  # JPEG-LS has no signs
+        return itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))[0]
 
 
-def _rescaled(stored: np.ndarray, one: Slice, dataset: Dataset, kind: np.dtype) -> np.ndarray:
+def _rescaled(stored: np.ndarray, one: Slice, dataset: Callable[[], Dataset], kind: np.dtype) -> np.ndarray:
     """Return the values of a frame."""
     if stored.shape != one.size:
         raise InputFileError(f"{one.name()}: its pixels are {stored.shape}, its header says {one.size}")
     if one.lut_bits:
-        return _by_table(stored, one, dataset).astype(kind)
+        return _by_table(stored, one, dataset()).astype(kind)
     slope, intercept = one.rescale or (1.0, 0.0)
     if kind.kind == "f":
         return (stored.astype(np.float64) * slope + intercept).astype(kind)
@@ -180,7 +184,7 @@ def _rescaled(stored: np.ndarray, one: Slice, dataset: Dataset, kind: np.dtype) 
     np.multiply(values, int(slope), out=values)
     np.add(values, int(intercept), out=values)
     limits = np.iinfo(kind)
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated and (values.min() < limits.min or values.max() > limits.max):
+    if values.min() < limits.min or values.max() > limits.max:  # compressed pixels have a precision of their own
         raise InputFileError(f"{one.name()}: its pixels need more bits than its header states; export the series again")
     return values
 
