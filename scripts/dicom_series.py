@@ -69,7 +69,7 @@ def is_dicom(path: str) -> bool:
     return (
         start[128:] == b"DICM"
         or (path.lower().endswith(NAMES) and not start.startswith((b"\x1f\x8b", b"NRRD", b"n+1")))
-        or start[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x02\x00\x00\x00")
+        or (start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132 and start[2] <= 0x20 and start[3] == 0)
     )
 
 
