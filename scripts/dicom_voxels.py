@@ -41,7 +41,6 @@ PIXEL_TAGS = (
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
 WHOLE = (np.uint8, np.int16, np.uint16, np.int32, np.uint32)  # that ITK for Python has images of
-MANTISSA = {np.float32: 2**24, np.float64: 2**53}
 
 
 def values_type(slices: Sequence[Slice]) -> np.dtype:
@@ -50,7 +49,7 @@ def values_type(slices: Sequence[Slice]) -> np.dtype:
     The type holds every value that the headers allow, so that it is known before a voxel is read.
     """
     kinds = {(one.bits, one.kind, one.rescale or (1.0, 0.0), one.lut_bits) for one in slices}
-    low, high, finest, whole = np.inf, -np.inf, np.inf, True
+    low, high, steps, whole = np.inf, -np.inf, 0.0, True
     for bits, kind, (slope, intercept), lut_bits in kinds:
         if kind == "f":
             return np.dtype(f"f{bits // 8}")
@@ -60,14 +59,15 @@ def values_type(slices: Sequence[Slice]) -> np.dtype:
             first, last = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if kind == "i" else (0.0, 2.0**bits - 1)
             ends = [first * slope + intercept, last * slope + intercept]
             whole = whole and slope == round(slope) and intercept == round(intercept)
-        low, high, finest = min(low, *ends), max(high, *ends), min(finest, abs(slope))
+        low, high = min(low, *ends), max(high, *ends)
+        steps = max(steps, *(abs(end / slope) for end in ends))
     if whole:
         for kind_of_number in WHOLE:
             limits = np.iinfo(kind_of_number)
             if limits.min <= low and high <= limits.max:
                 return np.dtype(kind_of_number)
     largest = max(abs(low), abs(high))
-    fits = largest / finest < MANTISSA[np.float32] and largest < np.finfo(np.float32).max
+    fits = steps <= 2**24 and largest < np.finfo(np.float32).max  # a float32 tells 2^24 steps apart
     return np.dtype(np.float32 if fits else np.float64)
 
 
@@ -124,8 +124,9 @@ def _decoder(one: Slice, dataset: Callable[[], Dataset]) -> Callable[[int], np.n
     """Return what gives a frame (rows, columns) of the file of a slice by its number."""
     syntax = UID(one.syntax or dataset().file_meta.TransferSyntaxUID)
     if not syntax.is_encapsulated:
-        # of the file itself where it has all that pydicom asks for: that is faster
-        source = one.path if one.syntax and one.photometric and one.kind != "f" else dataset()
+        # pydicom is faster on a file, but asks more of it than on what is made of it here
+        is_plain = one.syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian) and one.kind != "f"
+        source = one.path if is_plain and one.photometric else dataset()
         array = pixel_array(source, raw=True, view_only=True, correct_unused_bits=False).reshape(-1, *one.size)
         return lambda k: _used_bits(array[k], one.unused)
     # Pillow reads no JPEG of 12 bits, though pydicom lists it

@@ -204,7 +204,7 @@ def by_gdcm(compression: str) -> Callable[[Dataset], None]:
         path = Path(one.filename_of_test)  # type: ignore[attr-defined]
         image_io = itk.GDCMImageIO.New()
         image_io.SetUseCompression(True)
-        image_io.SetCompressionType(getattr(itk.GDCMImageIOEnums.Compression, f"Compression_{compression}"))
+        image_io.SetCompressionType(getattr(itk.GDCMImageIOEnums, f"Compression_{compression}"))
         itk.imwrite(itk.image_from_array(np.ascontiguousarray(array)), str(path), imageio=image_io, compression=True)
         written = pydicom.dcmread(path)
         path.unlink()
@@ -219,7 +219,11 @@ def by_gdcm(compression: str) -> Callable[[Dataset], None]:
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
 @pytest.mark.parametrize("dtype", ["<u2", "<i2", "u1"])
-@pytest.mark.parametrize("compress", [rle, by_gdcm("JPEG"), by_gdcm("JPEG2000")], ids=["rle", "jpeg", "jpeg2000"])
+@pytest.mark.parametrize(
+    "compress",
+    [rle, by_gdcm("JPEG"), by_gdcm("JPEG2000")],
+    ids=["rle", "jpeg", "jpeg2000"],
+)
 def test_compressed_slices_have_their_values(
     tmp_path: Path, compress: Callable[[Dataset], None], dtype: str, photometric: str
 ) -> None:
