@@ -8,14 +8,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""DICOM series in folders: which there are, in which order their slices lie, and whether they make a regular volume.
+"""DICOM series, in a folder or in one file: which there are, in which order their slices lie, and their geometry.
 
-Headers are read by pydicom, voxels by ITK.
+Positions alone decide order, spacing and direction. What does not make one regular volume is refused.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,31 +24,22 @@ from typing import Any, NamedTuple
 import itk
 import numpy as np
 import pydicom
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
 
+from .dicom_frames import NM_VOLUMES, RT_DOSE, TAGS, Slice, refuse_color, slices_of, text
+from .dicom_order import Stack, even_places, gaps_of, in_order, stack, without_copies
+from .dicom_voxels import read_values, values_type
 from .errors import InputError, InputFileError
-from .itk_types import readable_type
+from .header import Header
 
 logger = logging.getLogger(__name__)
 
-TAGS = (
-    *("SeriesInstanceUID", "SeriesDescription", "Modality", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("SeriesDate", "Rows", "NumberOfFrames", "PhotometricInterpretation"),
-)
-GRAY = ("MONOCHROME2", "MONOCHROME1")
-MOST_TILT_DEGREES = 0.5
-EVEN = 0.02  # gaps that differ by less than this from the median gap are even (positions are rounded)
-
-
-class Slice(NamedTuple):
-    """One file."""
-
-    path: str
-    position: tuple[float, float, float]
-    """Center of the first voxel, LPS mm."""
-    orientation: tuple[float, ...]
-    """Directions of the rows and the columns, LPS."""
-    photometric: str
-    """PhotometricInterpretation."""
+READ_TAGS: list[BaseTag] = [Tag(name) for name in (*TAGS, *NM_VOLUMES)]
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+# what may bear a series' UID without being a slice of its volume: captured screens, doses
+NO_SLICES = (RT_DOSE, *(f"1.2.840.10008.5.1.4.1.1.7{part}" for part in ("", ".1", ".2", ".3", ".4")))
+NAMES = (".dcm", ".dicom", ".ima")
 
 
 class Series(NamedTuple):
@@ -59,69 +51,101 @@ class Series(NamedTuple):
     slices: tuple[Slice, ...]
     problem: str | None = None
     """Why it can't be used."""
+    files: int = 0
+    warnings: tuple[str, ...] = ()
+    """One line each, for a person."""
 
     def __str__(self) -> str:
         """Return what a person needs to choose."""
-        return f"{self.uid} ({self.modality} '{self.description}', {len(self.slices)} files)"
+        return f"{self.uid} ({self.modality} '{self.description}', {self.files} files)"
+
+
+def is_dicom(path: str) -> bool:
+    """Tell whether a file is DICOM: by its preamble, its name, or its first tag if it has no preamble."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(132)
+    return (
+        start[128:] == b"DICM"
+        or (path.lower().endswith(NAMES) and not start.startswith((b"\x1f\x8b", b"NRRD", b"n+1")))
+        or (start[:2] in (b"\x02\x00", b"\x08\x00") and len(start) == 132 and start[2] <= 0x20 and start[3] == 0)
+    )
 
 
 def list_series(folder: str) -> list[Series]:
-    """Return the image series in a folder, by their UIDs; what holds no images (structures, reports) is left out."""
-    found: dict[str, list[Any]] = {}
-    for path in sorted(Path(folder).iterdir()):
+    """Return the image series in a folder, or of one file, by their UIDs.
+
+    What holds no images (structures, segmentations, reports) is left out.
+    """
+    return _listed(folder)[0]
+
+
+def _listed(folder: str) -> tuple[list[Series], set[str]]:
+    """Return the series, and what else of DICOM there is."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    others: set[str] = set()
+    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else [Path(folder)]:
         if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
             continue
         try:
             # files without a preamble are DICOM, too; the tags decide
-            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+            header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=READ_TAGS)
+            kind, uid = UID(str(header.get("SOPClassUID") or "")), str(header.get("SeriesInstanceUID") or "")
         except Exception:  # of many kinds, from files of any other format
             continue
-        if "SeriesInstanceUID" in header and "Rows" in header:
-            uid = _text(str(path), header, "SeriesInstanceUID", "")
+        is_image = "Image Storage" in kind.name
+        if ("Rows" in header or is_image) and kind not in SEGMENTATIONS:
             found.setdefault(uid, []).append((str(path), header))
-    return [_series_or_problem(uid, files) for uid, files in sorted(found.items())]
+        elif kind:
+            others.add(kind.name)
+    return [_series_or_problem(uid, files) for uid, files in sorted(found.items())], others
 
 
 def _series_or_problem(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
     """Return a series; one that is broken does no harm to others in the folder."""
+    described = []
+    for tag in ("SeriesDescription", "Modality"):
+        try:
+            described.append(text(*files[0], tag))
+        except InputFileError:
+            described.append("")
+    series = Series(uid, described[0], described[1] or "?", ())
     try:
-        return _series(uid, files)
-    except InputFileError as error:
-        return Series(uid, "broken", "?", (), str(error))
+        return _series(series, files)
+    except InputError as error:
+        return series._replace(problem=str(error), files=len(files))
 
 
-def _series(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
-    slices = []
-    for path, header in files:
-        position = _numbers(path, header, "ImagePositionPatient", (0, 0, 0))
-        orientation = _numbers(path, header, "ImageOrientationPatient", (1, 0, 0, 0, 1, 0))
-        photometric = _text(path, header, "PhotometricInterpretation", "")
-        slices.append(Slice(path, (position[0], position[1], position[2]), orientation, photometric))
-    normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    slices.sort(key=lambda one: (float(np.dot(normal, one.position)), one.path))
-    description, modality = (_text(*files[0], *tag) for tag in (("SeriesDescription", ""), ("Modality", "?")))
-    return Series(uid, description, modality, tuple(slices))
-
-
-def _text(path: str, header: Any, tag: str, default: str) -> str:
-    """Return a tag as text, or the default where it is absent."""
-    try:
-        return str(header.get(tag, default))
-    except Exception as error:  # of many kinds: values are only decoded now
-        raise InputFileError(f"'{path}': {tag} can't be read ({error}); repair or remove the slice") from error
-
-
-def _numbers(path: str, header: Any, tag: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the numbers of a tag, or the default where it is absent or empty."""
-    try:
-        values = tuple(float(value) for value in header.get(tag) or default)
-        if len(values) != len(default) or not np.isfinite(values).all():
-            raise ValueError(f"got {values}")
-    except Exception as error:
+def _series(series: Series, files: Sequence[tuple[str, Any]]) -> Series:
+    """Return a series with its slices; what belongs to no volume is left out with a warning."""
+    warnings = []
+    kinds = Counter(UID(str(header.get("SOPClassUID") or "")) for _, header in files)
+    volumes = [kind for kind in kinds if kind not in NO_SLICES] or list(kinds)
+    if len(volumes) > 1:
         raise InputFileError(
-            f"'{path}': {tag} must be {len(default)} numbers ({error}); repair or remove the slice"
-        ) from error
-    return values
+            f"'{files[0][0]}': its series {series.uid} mixes {' and '.join(sorted(kind.name for kind in volumes))};"
+            " move each to its own folder"
+        )
+    used = [(path, header) for path, header in files if header.get("SOPClassUID", "") == volumes[0]]
+    if len(used) < len(files):
+        names = ", ".join(sorted(kind.name for kind in kinds if kind != volumes[0]))
+        warnings.append(
+            f"'{Path(files[0][0]).parent}': {len(files) - len(used)} files of the series {series.uid} are no slices of"
+            f" its volume ({names}) and are left out"
+        )
+    known: dict[Any, Slice] = {}
+    slices = [one for path, header in used for one in slices_of(path, header, known)]
+    localizers = [one for one in slices if one.is_localizer]
+    if 0 < len(localizers) < len(slices):
+        slices = [one for one in slices if not one.is_localizer]
+        warnings.append(
+            f"{localizers[0].name()} and its like are localizers ({len(localizers)} slices) and are left out"
+        )
+    slices, copies = without_copies(slices)
+    return series._replace(
+        slices=tuple(in_order(slices)), files=len({one.path for one in slices}), warnings=(*warnings, *copies)
+    )
 
 
 def check_gray(path: str) -> None:
@@ -130,47 +154,41 @@ def check_gray(path: str) -> None:
     Raises:
         InputFileError: naming the file.
     """
-    with open(path, "rb") as file:
-        is_dicom = file.read(132)[128:] == b"DICM"
-    if not is_dicom:
+    if not is_dicom(path):
         return
     try:
-        tags = ["PhotometricInterpretation", "SamplesPerPixel"]
-        header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=tags)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"], force=True)
         kind = str(header.get("PhotometricInterpretation") or "")
-    except Exception:  # ITK says what is wrong
+    except Exception:  # what is wrong is said by what reads it
         return
-    _refuse_color(path, kind)
-
-
-def _refuse_color(path: str, photometric: str) -> None:
-    if photometric.strip().upper() not in ("", *GRAY):  # without it, ITK takes it for gray
-        raise InputFileError(f"'{path}' is a color image ({photometric}); give a series of gray images")
+    refuse_color(path, kind)
 
 
 def choose_series(folder: str, uid: str | None = None) -> Series:
-    """Return the series of a folder, or the one that is named.
+    """Return the series of a folder or a file, or the one that is named.
 
     Args:
-        folder: with the files.
+        folder: with the files; or one file.
         uid: SeriesInstanceUID, or its last components if they are unique; needed where there are several.
 
     Raises:
         InputError: no series, several without a choice, or a choice that is not there.
     """
-    series = list_series(folder)
+    series, others = _listed(folder)
     if not series:
-        raise InputFileError(
-            f"'{folder}' is a folder without DICOM images; give NIfTI, NRRD, MHA/MHD or a folder with a DICOM series"
-        )
+        held = f" (it holds {', '.join(sorted(others))})" if others else ""
+        what = "a folder without DICOM images" if Path(folder).is_dir() else "not a DICOM image"
+        raise InputFileError(f"'{folder}' is {what}{held}; give NIfTI, NRRD, MHA/MHD or a folder with a DICOM series")
     listed = "; ".join(str(one) for one in series[:8])
     if uid is None:
-        if len(series) > 1:
+        # a dose lies beside the images it was planned on
+        images = [one for one in series if one.modality != "RTDOSE"] or series
+        if len(images) > 1:
             raise InputError(
                 f"'{folder}' holds {len(series)} DICOM series: {listed}; choose one by its UID (fixed_series or"
                 " moving_series of a registration), or move it to its own folder"
             )
-        return _usable(series[0])
+        return _usable(images[0])
     matching = [one for one in series if one.uid == uid] or [one for one in series if one.uid.endswith(f".{uid}")]
     if len(matching) != 1:
         what = "no" if not matching else "more than one"
@@ -188,76 +206,79 @@ def gaps_mm(folder: str, series: Series) -> np.ndarray:
     """Return the distances between the slices, mm.
 
     Raises:
-        InputError: the slices do not make one volume: turned against each other, at one place, or a tilted gantry.
+        InputError: the slices do not make one volume.
     """
-    slices = series.slices
-    for one in slices:
-        _refuse_color(one.path, one.photometric)
-    positions, orientations = (np.array([getattr(s, key) for s in slices]) for key in ("position", "orientation"))
-    if np.abs(orientations - orientations[0]).max() > 1e-3:
-        raise InputError(
-            f"'{folder}': the slices of the series {series.uid} are turned against each other (a localizer?);"
-            " give a series of parallel slices"
-        )
-    if len(slices) < 2:
-        return np.zeros(0)
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
-    steps = np.diff(positions, axis=0)
-    gaps = steps @ normal
-    if gaps.min() < 1e-3:
-        same = int(np.argmin(gaps))
-        raise InputError(
-            f"'{folder}': two slices of the series {series.uid} lie at one place ('{Path(slices[same].path).name}' and"
-            f" '{Path(slices[same + 1].path).name}'): several volumes or phases; give one of them"
-        )
-    whole = positions[-1] - positions[0]
-    cosine = np.clip(whole @ normal / np.linalg.norm(whole), -1, 1)
-    tilt = float(np.degrees(np.arccos(cosine)))
-    if tilt > MOST_TILT_DEGREES:
-        raise InputError(
-            f"'{folder}': the gantry of the series {series.uid} was tilted by {tilt:.1f} degrees, so its voxels are"
-            " sheared; resample it first (dcm2niix does, or 3D Slicer's 'Acquisition geometry regularization')"
-        )
-    return gaps
+    return gaps_of(folder, series.uid, series.slices)
 
 
-def read_series(folder: str, uid: str | None = None) -> Any:
-    """Read a series into an ITK image; slices with uneven gaps are resampled to even ones, with a warning.
+def series_header(path: str, uid: str | None = None) -> Header:
+    """Return the header of the volume that :func:`read_series` reads; no voxel is read.
+
+    Args:
+        path: folder, or one DICOM file.
+        uid: which series of the folder.
 
     Raises:
-        InputError: see :func:`choose_series` and :func:`gaps_mm`.
+        InputError: there is no such series, or it is no regular volume.
     """
-    series = choose_series(folder, uid)
-    gaps = gaps_mm(folder, series)
-    files = [one.path for one in series.slices]
-    image_io = itk.GDCMImageIO.New()
-    image_io.SetFileName(files[0])
-    image_io.ReadImageInformation()
-    pixel, source = readable_type(image_io), files if len(files) > 1 else files[0]
-    image = itk.imread(source) if pixel is None else itk.imread(source, pixel)
-    if len(gaps) < 2:
-        return image
-    median = float(np.median(gaps))
-    if np.abs(gaps - median).max() <= EVEN * median:
-        return image
-    logger.warning(
-        "'%s': slices of the series %s are %g to %g mm apart (some may be missing): resampled to every %g mm",
-        *(folder, series.uid, gaps.min(), gaps.max(), median),
+    return _header(path, choose_series(path, uid))[0]
+
+
+def _header(path: str, series: Series) -> tuple[Header, Stack]:
+    grid = stack(path, series.uid, series.slices)
+    warnings = [*series.warnings, *grid.warnings]
+    if any(one.photometric.strip().upper() == "MONOCHROME1" for one in series.slices):
+        warnings.append(
+            f"'{path}': the series {series.uid} is MONOCHROME1 (low values are shown bright): its values are used as"
+            " they are stored, not inverted"
+        )
+    if not all(one.is_placed for one in series.slices):
+        warnings.append(
+            f"'{path}': only the first frame of the series {series.uid} has a position: the others are placed"
+            f" every {grid.spacing[2]:g} mm along the normal, by SpacingBetweenSlices"
+        )
+    header = Header(
+        shape=grid.shape,
+        spacing=grid.spacing,
+        direction=grid.direction,
+        origin=grid.origin,
+        components=1,
+        dtype=values_type(series.slices).name,
+        warnings=tuple(warnings),
     )
-    return _even(image, np.concatenate([[0.0], np.cumsum(gaps)]), median)
+    return header, grid
 
 
-def _even(image: Any, places: np.ndarray, gap: float) -> Any:
-    """Return an image whose slices, at the given places in mm, are interpolated to even gaps."""
-    values = itk.array_from_image(image)  # (K, J, I)
-    wanted = np.minimum(np.arange(int(places[-1] / gap + EVEN) + 1) * gap, places[-1])  # positions are rounded
+def read_series(path: str, uid: str | None = None) -> Any:
+    """Read a series into an ITK image; slices with uneven gaps are resampled to even ones, with a warning.
+
+    Args:
+        path: folder, or one DICOM file.
+        uid: which series of the folder.
+
+    Raises:
+        InputError: see :func:`series_header`; or voxels that can't be read.
+    """
+    series = choose_series(path, uid)
+    header, grid = _header(path, series)
+    values = read_values(series.slices)
+    if not grid.is_even:
+        values = _even(values, grid.places, header.spacing[2])
+    for line in header.warnings:
+        logger.warning("%s", line)
+    image = itk.image_from_array(values)
+    image.SetOrigin(header.origin)
+    image.SetSpacing(header.spacing)
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(header.direction)))
+    return image
+
+
+def _even(values: np.ndarray, places: np.ndarray, gap: float) -> np.ndarray:
+    """Return slices (K, J, I), at the given places in mm, interpolated to even gaps."""
+    wanted = even_places(places, gap)
     above = np.clip(np.searchsorted(places, wanted, side="right"), 1, len(places) - 1)
-    share = ((wanted - places[above - 1]) / (places[above] - places[above - 1])).astype(np.float32)[:, None, None]
+    exact = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    share = ((wanted - places[above - 1]) / (places[above] - places[above - 1])).astype(exact)[:, None, None]
     mixed = values[above - 1] * (1 - share) + values[above] * share
     mixed = np.rint(mixed) if values.dtype.kind in "iu" else mixed
-    result = itk.image_from_array(np.ascontiguousarray(mixed.astype(values.dtype)))
-    result.SetOrigin(image.GetOrigin())
-    result.SetDirection(image.GetDirection())
-    spacing = list(image.GetSpacing())
-    result.SetSpacing([spacing[0], spacing[1], gap])
-    return result
+    return np.ascontiguousarray(mixed.astype(values.dtype))

@@ -28,7 +28,7 @@ from monai.config import KeysCollection
 from monai.data import ITKReader
 from monai.transforms import LoadImage, MapTransform
 
-from .dicom_series import check_gray, choose_series, gaps_mm, read_series
+from .dicom_series import is_dicom, read_series, series_header
 from .errors import InputError, InputFileError
 from .file_form import (
     check_claim,
@@ -54,7 +54,7 @@ warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 FORMATS = "NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
 # what the rest of the bundle needs; the rest of a header (patient data in DICOM) is not carried along
 KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
-_WITH_WORLD = ("NrrdImageIO", "MetaImageIO", "GDCMImageIO", "MINCImageIO", "HDF5ImageIO", "MGHImageIO")
+_WITH_WORLD = ("NrrdImageIO", "MetaImageIO", "MINCImageIO", "HDF5ImageIO", "MGHImageIO")
 _EXACT_IN_FLOAT32 = 2**24
 
 
@@ -81,16 +81,13 @@ def read_header(path: str, series: str | None = None) -> Header:
     raw = nifti_header(path)
     if raw is not None and is_nifti(raw):
         return nifti_file_header(path, raw)
-    files = [path]
-    if Path(path).is_dir():
-        chosen = choose_series(path, series)
-        gaps_mm(path, chosen)
-        files = [one.path for one in chosen.slices]
-    image_io = _open(path, files[0])
+    if Path(path).is_dir() or is_dicom(path):
+        header = series_header(path, series)
+        check_claim(path, header.shape, np.dtype(header.dtype).itemsize)
+        return header
+    image_io = _open(path)
     count = image_io.GetNumberOfDimensions()
     shape = [int(image_io.GetDimensions(axis)) for axis in range(count)]
-    if len(files) > 1:
-        shape[2:] = [len(files)]
     components = int(image_io.GetNumberOfComponents())
     check_claim(path, tuple(shape), components * int(image_io.GetComponentSize()))
     return _settled(path, image_io, tuple(shape), components)
@@ -138,16 +135,15 @@ def _settled(path: str, image_io: Any, shape: tuple[int, ...], components: int) 
     )
 
 
-def _open(path: str, file: str) -> Any:
+def _open(path: str) -> Any:
     """Return ITK's reader of a file, with the header read."""
-    check_nrrd(file)
-    check_metaimage(file)
-    check_gray(file)
+    check_nrrd(path)
+    check_metaimage(path)
     try:
-        image_io = itk.ImageIOFactory.CreateImageIO(file, itk.CommonEnums.IOFileMode_ReadMode)
+        image_io = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
         if image_io is None:
             raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
-        image_io.SetFileName(file)
+        image_io.SetFileName(path)
         image_io.ReadImageInformation()
         image_io.GetComponentSize()  # raises for an unknown type
     except (RuntimeError, TypeError) as error:
@@ -170,11 +166,8 @@ def read_volume(path: str, series: str | None = None) -> Volume:
         is_vector = header.components > 1
         order = (*range(len(header.shape))[::-1], *((len(header.shape),) if is_vector else ()))
         image = itk.image_from_array(np.ascontiguousarray(values.transpose(order)), is_vector=is_vector)
-    elif Path(path).is_dir():
-        try:
-            return Volume(read_series(path, series), header)
-        except (RuntimeError, TypeError) as error:
-            raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+    elif Path(path).is_dir() or is_dicom(path):
+        return Volume(read_series(path, series), header)
     else:
         image = _read_by_itk(path)
     image.SetSpacing(list(header.spacing))
@@ -185,7 +178,7 @@ def read_volume(path: str, series: str | None = None) -> Volume:
 
 def _read_by_itk(path: str) -> Any:
     check_complete(path)
-    pixel = readable_type(_open(path, path))
+    pixel = readable_type(_open(path))
     try:
         return itk.imread(path) if pixel is None else itk.imread(path, pixel)
     except MemoryError:
