@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import itk
-
 from .errors import InputError
 from .field_formats import FSL_NAME, WRITERS, check_format, convert_field
 from .input_files import check_output_dir, existing_path, is_absent, stem
@@ -30,6 +28,7 @@ from .itk_resampling import (
     LABEL_INTERPOLATIONS,
     Grid,
     grid_of,
+    header_grid,
     read_itk,
     resample,
     sample_transform,
@@ -196,11 +195,12 @@ def apply_transforms(
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
     check_world(landmark_space)
     grid = _grid(inputs, spacing) if inputs.images or inputs.labels or inputs.convert else None
-    parts = [read_transform(path) for path in inputs.transforms]
+    moving = None if inputs.moving is None else grid_of(read_itk(inputs.moving))
+    parts = [read_transform(path, moving) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
     with alone_in(inputs.output_dir):
         written = _write_all(
-            inputs, transform, grid, interpolation, label_interpolation, outside, landmark_space, save_transform
+            inputs, transform, grid, moving, interpolation, label_interpolation, outside, landmark_space, save_transform
         )
     for result in written:
         print(f"wrote {result}")
@@ -211,6 +211,7 @@ def _write_all(
     inputs: Inputs,
     transform: Any,
     grid: Grid | None,
+    moving: Grid | None,
     interpolation: str,
     label_interpolation: str,
     outside: float,
@@ -239,7 +240,6 @@ def _write_all(
             written.append(folder / output_name(path))
         if inputs.convert:
             displacement = sample_transform(transform, grid)
-            moving = None if inputs.moving is None else grid_of(read_itk(inputs.moving))
             files = [convert_field(name, displacement, grid.affine_ras, folder, moving) for name in inputs.convert]
             written.extend(folder / name for name in files)
     return written
@@ -247,5 +247,5 @@ def _write_all(
 
 def _grid(inputs: Inputs, spacing: Sequence[float] | None) -> Grid:
     """Return the grid of the results: that of fixed, or of the displacement field that is applied first."""
-    grid = grid_of(itk.imread(inputs.transforms[0]) if inputs.fixed is None else read_itk(inputs.fixed))
+    grid = header_grid(read_header(inputs.transforms[0])) if inputs.fixed is None else grid_of(read_itk(inputs.fixed))
     return grid if spacing is None else with_spacing(grid, spacing)
