@@ -75,8 +75,9 @@ def _refuse_matrix(path: str) -> None:
         return
     if values.shape in ((4, 4), (3, 4)):
         raise InputFileError(
-            f"transform '{path}' is a {values.shape[0]} x 4 matrix without a header, as of FSL, NiftyReg, greedy or MRtrix;"
-            " convert it to ITK's form first (FSL: c3d_affine_tool -ref FIXED -src MOVING FILE -fsl2ras -oitk OUT.txt;"
+            f"transform '{path}' is a {values.shape[0]} x 4 matrix without a header, as of FSL, NiftyReg, greedy or"
+            " MRtrix; convert it to ITK's form first"
+            " (FSL: c3d_affine_tool -ref FIXED -src MOVING FILE -fsl2ras -oitk OUT.txt;"
             " NiftyReg, greedy: c3d_affine_tool FILE -oitk OUT.txt)"
         )
 

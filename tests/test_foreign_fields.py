@@ -71,7 +71,7 @@ def check(transform: Any) -> None:
 
 
 def fsl_mm(shape: tuple[int, ...], affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return RAS points in FSL's mm of an image: along the voxel axes, the first one turned if the determinant is > 0."""
+    """Return RAS points in FSL's mm: along the voxel axes, the first one turned if the determinant is above 0."""
     voxels = nib.affines.apply_affine(np.linalg.inv(affine), points)
     if np.linalg.det(affine) > 0:
         voxels[..., 0] = shape[0] - 1 - voxels[..., 0]
@@ -116,7 +116,7 @@ def test_a_warp_of_fsl_is_read_with_the_moving_image(
     if not absolute:
         field = field - fsl_mm(SHAPE, fixed, world())
     path = write(tmp_path / "warp.nii.gz", field, code=2006, five=False)
-    with pytest.raises(InputFileError, match="warp of FSL.*--moving"):
+    with pytest.raises(InputFileError, match=r"warp of FSL.*--moving"):
         read_transform(path)
     check(read_transform(path, Grid(shape, torch.from_numpy(moving))))
 
