@@ -32,7 +32,7 @@ from .itk_resampling import (
     INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
     Grid,
-    grid_of,
+    header_grid,
     read_scalars,
     resample,
     sample_transform,
@@ -41,7 +41,7 @@ from .itk_resampling import (
 from .nifti import write_nifti
 from .output_lock import alone_in
 from .point_files import POINT_SUFFIXES, carrier, carry_points, check_world
-from .reading import read_header, read_volume
+from .reading import read_header
 from .resampling import NIFTI_TYPES, cast
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 from .transform_io import write_itk
@@ -218,11 +218,20 @@ def apply_transforms(
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
     check_world(landmark_space)
     grid = _grid(inputs, spacing) if inputs.images or inputs.labels or inputs.convert else None
-    parts = [read_transform(path) for path in inputs.transforms]
+    moving = None if inputs.moving is None else header_grid(read_header(inputs.moving))
+    parts = [read_transform(path, moving) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
     with alone_in(inputs.output_dir):
         written = _write_all(
-            inputs, transform, grid, interpolation, label_interpolation, outside_number, landmark_space, save_transform
+            inputs,
+            transform,
+            grid,
+            moving,
+            interpolation,
+            label_interpolation,
+            outside_number,
+            landmark_space,
+            save_transform,
         )
     for result in written:
         print(f"wrote {result}")
@@ -233,6 +242,7 @@ def _write_all(
     inputs: Inputs,
     transform: Any,
     grid: Grid | None,
+    moving: Grid | None,
     interpolation: str,
     label_interpolation: str,
     outside: float | None,
@@ -264,8 +274,10 @@ def _write_all(
             written.append(folder / output_name(path))
         if inputs.convert:
             displacement = sample_transform(transform, grid)
-            moving = None if inputs.moving is None else grid_of(read_scalars(inputs.moving).image)[:2]
-            files = [convert_field(name, displacement, grid.affine_ras, folder, moving) for name in inputs.convert]
+            files = [
+                convert_field(name, displacement, grid.affine_ras, folder, moving and moving[:2], grid.xform_code)
+                for name in inputs.convert
+            ]
             written.extend(folder / name for name in files)
     return written
 
@@ -288,7 +300,7 @@ def _check_finite(path: str, image: Any, method: str) -> None:
 
 def _grid(inputs: Inputs, spacing: Sequence[float] | None) -> Grid:
     """Return the grid of the results: that of fixed, or of the displacement field that is applied first."""
-    image, header = read_volume(inputs.transforms[0]) if inputs.fixed is None else read_scalars(inputs.fixed)
+    header = read_header(inputs.transforms[0] if inputs.fixed is None else inputs.fixed)
     _say(header)
-    grid = grid_of(image, header.xform_code)
+    grid = header_grid(header)
     return grid if spacing is None else with_spacing(grid, spacing)

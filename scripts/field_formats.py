@@ -35,19 +35,19 @@ DISPVECT = 1006  # NIfTI's displacements along its own axes; readers know from i
 FSL_INTENT = 2006  # FSL_FNIRT_DISPLACEMENT_FIELD: applywarp takes the values as relative without being told
 
 
-def write_itk(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None:
+def write_itk(displacement_mm: Tensor, affine_ras: Tensor, path: Path, xform_code: int = 1) -> None:
     """Write for ITK, SimpleITK, ANTs and 3D Slicer: components in LPS mm."""
-    write_displacement_field(displacement_mm, affine_ras, path)
+    write_displacement_field(displacement_mm, affine_ras, path, xform_code)
 
 
-def write_nifti_vector(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None:
+def write_nifti_vector(displacement_mm: Tensor, affine_ras: Tensor, path: Path, xform_code: int = 1) -> None:
     """Write as NIfTI's standard says: components along the axes of its world, RAS mm."""
     parts = [part.numpy() for part in displacement_mm]
-    write_nifti(path, parts, affine_ras.numpy(), vector=True, intent_code=DISPVECT)
+    write_nifti(path, parts, affine_ras.numpy(), vector=True, intent_code=DISPVECT, xform_code=xform_code)
 
 
-def write_numpy(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None:
-    """Write an .npz that loads without pickle."""
+def write_numpy(displacement_mm: Tensor, affine_ras: Tensor, path: Path, xform_code: int = 1) -> None:
+    """Write an .npz that loads without pickle; it has no place for a code."""
     with replacing(path) as temporary:
         np.savez_compressed(
             temporary,
@@ -57,11 +57,16 @@ def write_numpy(displacement_mm: Tensor, affine_ras: Tensor, path: Path) -> None
 
 
 def write_fsl(
-    displacement_mm: Tensor, affine_ras: Tensor, path: Path, moving_shape: tuple[int, ...], moving_affine_ras: Tensor
+    displacement_mm: Tensor,
+    affine_ras: Tensor,
+    path: Path,
+    moving_shape: tuple[int, ...],
+    moving_affine_ras: Tensor,
+    xform_code: int = 1,
 ) -> None:
     """Write FSL's relative warp field: moving point - fixed point, each in its image's own FSL coordinates."""
     field = fsl_displacement(displacement_mm, affine_ras, moving_shape, moving_affine_ras)
-    write_nifti(path, [field], affine_ras.numpy(), intent_code=FSL_INTENT)
+    write_nifti(path, [field], affine_ras.numpy(), intent_code=FSL_INTENT, xform_code=xform_code)
 
 
 def fsl_affine(shape: tuple[int, ...], affine_ras: np.ndarray) -> np.ndarray:
@@ -99,7 +104,7 @@ def fsl_displacement(
     ).astype(np.float32)
 
 
-WRITERS: dict[str, tuple[str, Callable[[Tensor, Tensor, Path], None]]] = {
+WRITERS: dict[str, tuple[str, Callable[[Tensor, Tensor, Path, int], None]]] = {
     "itk": ("displacement_itk.nii.gz", write_itk),
     "ants": ("displacement_ants.nii.gz", write_itk),
     "nifti": ("displacement_ras.nii.gz", write_nifti_vector),
@@ -114,6 +119,7 @@ def convert_field(
     affine_ras: Tensor,
     folder: Path,
     moving: tuple[tuple[int, ...], Tensor] | None = None,
+    xform_code: int = 1,
 ) -> str:
     """Write a displacement field in another tool's convention and return the name of the file.
 
@@ -123,6 +129,7 @@ def convert_field(
         affine_ras: (4, 4) of its grid.
         folder: where the file goes.
         moving: shape and affine of the moving image, for fsl.
+        xform_code: NIfTI's code of the grid's world.
 
     Raises:
         InputError: an unknown name, or fsl without a moving image.
@@ -131,10 +138,10 @@ def convert_field(
     if name == "fsl":
         if moving is None:
             raise InputError("convert 'fsl' needs the moving image, whose header its values depend on: give --moving")
-        write_fsl(displacement_mm, affine, folder / FSL_NAME, *moving)
+        write_fsl(displacement_mm, affine, folder / FSL_NAME, *moving, xform_code)
         return FSL_NAME
     file_name, write = WRITERS[check_format(name)]
-    write(displacement_mm, affine, folder / file_name)
+    write(displacement_mm, affine, folder / file_name, xform_code)
     return file_name
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .header import Header
 from .itk_images import array_to_itk, field_ras, lps_geometry
 from .modality import outside_value
 from .reading import Volume, read_volume
@@ -57,14 +58,23 @@ def read_scalars(path: str) -> Volume:
     return volume
 
 
-def grid_of(image: Any, xform_code: int = 1) -> Grid:
+def grid_of(image: Any) -> Grid:
     """Return the grid of an ITK image, of a 4-D one that of its frames."""
     size = [int(n) for n in itk.size(image)][:3]
     affine = np.eye(4)
     spacing = np.array(image.GetSpacing())[:3]
     affine[:3, :3] = itk.array_from_matrix(image.GetDirection())[:3, :3] * spacing
     affine[:3, 3] = np.array(image.GetOrigin())[:3]
-    return Grid((size[0], size[1], size[2]), LPS_RAS @ torch.from_numpy(affine), xform_code)
+    return Grid((size[0], size[1], size[2]), LPS_RAS @ torch.from_numpy(affine))
+
+
+def header_grid(header: Header) -> Grid:
+    """Return the grid that a header states, of one of more axes that of the first three."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(header.direction)[:3, :3] * np.asarray(header.spacing)[:3]
+    affine[:3, 3] = header.origin[:3]
+    size_i, size_j, size_k = (int(n) for n in header.shape[:3])
+    return Grid((size_i, size_j, size_k), LPS_RAS @ torch.from_numpy(affine), header.xform_code)
 
 
 def with_spacing(grid: Grid, spacing_mm: Sequence[float]) -> Grid:

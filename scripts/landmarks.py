@@ -8,11 +8,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Landmarks: points of the world in a CSV file, read, carried from one image to the other, and written.
+"""Landmarks: points of the world in a file, read, carried from one image to the other, and written.
 
-A file has a header line with the columns x, y, z (mm) in any order, and any other columns, which are kept. Its world
-is LPS (ITK, DICOM) or RAS (NIfTI, 3D Slicer's default), named by ``landmark_space``; in memory it is RAS. Space "voxel"
-is that of Learn2Reg's keypoints: lines i,j,k without a header, in voxels of their image.
+A CSV file has a header line with the columns x, y, z (mm) in any order, and any other columns, which are kept. Its
+world is LPS (ITK, DICOM) or RAS (NIfTI, 3D Slicer's display), named by ``landmark_space``; in memory it is RAS.
+Files of 3D Slicer (``.fcsv``, ``.mrk.json``) and ``.vtk`` state their world themselves. Space "voxel" is that of
+Learn2Reg's keypoints: lines i,j,k without a header, in voxels of their image.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from .atomic import replacing
 from .errors import InputError, InputFileError
+from .point_formats import read_point_file
 from .transform_io import GridTransform, flip_lps_ras
 
 SPACES = ("LPS", "RAS", "VOXEL")
@@ -66,23 +68,43 @@ def check_space(landmark_space: str) -> str:
 def read_landmarks(
     path: str | os.PathLike[str], landmark_space: str = "LPS", affine_ras: Tensor | None = None
 ) -> Landmarks:
-    """Read a landmark file.
+    """Read a landmark file; the space that it states itself goes before ``landmark_space``.
 
     Args:
-        path: CSV file with the columns x, y, z in mm; for "voxel", lines i,j,k without a header.
-        landmark_space: "LPS" or "RAS", the world of the file, or "voxel".
+        path: CSV file with the columns x, y, z in mm, for "voxel" lines i,j,k without a header; or ``.fcsv``,
+            ``.mrk.json`` or ``.vtk``.
+        landmark_space: "LPS" or "RAS", the world of a file that does not state it, or "voxel".
         affine_ras: (4, 4), voxel (i, j, k) of the landmarks' image -> world RAS mm; needed for "voxel".
 
     Raises:
-        InputError: unknown space, no such columns, no points, or a coordinate that is not a finite number.
+        InputError: unknown space, no such columns, no points, a point that was not placed, or a coordinate that is not
+            a finite number.
     """
     space = check_space(landmark_space)
+    found = read_point_file(str(path), space)
+    if found is not None:
+        if found.not_placed:
+            raise InputError(
+                f"landmarks '{path}': the point '{found.not_placed[0]}' was not placed (positionStatus); place it,"
+                " or delete it in both files"
+            )
+        return Landmarks(flip_lps_ras(torch.from_numpy(found.points)), found.extra)
     if space == "VOXEL":
         if affine_ras is None:
             raise ValueError("read_landmarks: landmark_space 'voxel' needs the affine of the image")
         affine = torch.as_tensor(affine_ras, dtype=torch.float64).cpu()
         voxels = _read_voxels(path)
         return Landmarks(voxels @ affine[:3, :3].T + affine[:3, 3], tuple({} for _ in voxels))
+    landmarks = read_csv_landmarks(path)
+    return Landmarks(flip_lps_ras(landmarks.points_ras_mm), landmarks.extra) if space == "LPS" else landmarks
+
+
+def read_csv_landmarks(path: str | os.PathLike[str]) -> Landmarks:
+    """Read a CSV file with the columns x, y, z in mm, as if it were in RAS.
+
+    Raises:
+        InputError: as :func:`read_landmarks`.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file, skipinitialspace=True) if any(cell.strip() for cell in row)]
@@ -111,8 +133,7 @@ def read_landmarks(
         cells = dict(zip(columns, (cell.strip() for cell in row), strict=True))
         points.append([_number(cells.pop(axis), axis, number, path) for axis in AXES])
         extra.append(cells)
-    values = torch.tensor(points, dtype=torch.float64)
-    return Landmarks(flip_lps_ras(values) if space == "LPS" else values, tuple(extra))
+    return Landmarks(torch.tensor(points, dtype=torch.float64), tuple(extra))
 
 
 def read_landmark_pair(

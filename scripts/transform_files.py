@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading, composing and inverting transforms of the world that ITK, ANTs, 3D Slicer or this bundle wrote.
+"""Reading, composing and inverting transforms of the world that this bundle, ITK, ANTs, 3D Slicer and others wrote.
 
 All of them map points of the grid that is resampled onto (fixed) to points of the image that is resampled (moving),
 world LPS mm, as ITK's and ANTs' files do.
@@ -16,6 +16,7 @@ world LPS mm, as ITK's and ANTs' files do.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,11 @@ import torch
 from .coordinates import extent, identity_grid, jacobian_determinant, sample
 from .errors import InputError, InputFileError
 from .file_form import check_regular
-from .reading import itk_reason, read_file
+from .foreign_fields import read_field
+from .foreign_transforms import read_parts, refuse_other_tools
+from .itk_resampling import Grid
+
+logger = logging.getLogger(__name__)
 
 TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".mat", ".txt", ".tfm")
 FIELD_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -36,15 +41,16 @@ INVERSION_VOXELS = 1e-4  # voxels of the field
 LARGEST_GAP = 0.05  # likewise: of inverse, then field
 
 
-def read_transform(path: str) -> Any:
+def read_transform(path: str, moving: Grid | None = None) -> Any:
     """Read a transform file, or a displacement field as an image, into an ``itk.CompositeTransform``.
 
     Args:
-        path: ``.h5``, ``.mat``, ``.txt`` or ``.tfm`` of ITK, ANTs or 3D Slicer, or an image with 3 values a voxel
-            (displacements in LPS mm, as ITK and ANTs write them).
+        path: ``.h5``, ``.mat``, ``.txt`` or ``.tfm`` of ITK, ANTs or 3D Slicer, or an image with 3 values a voxel: a
+            field of one of the tools that :mod:`scripts.field_kinds` lists.
+        moving: grid of the moving image, needed for the warps of FSL.
 
     Raises:
-        InputFileError: the file can't be read, or is not a 3-D transform.
+        InputFileError: the file can't be read, is not a 3-D transform, or can be read in more than one way.
     """
     try:
         check_regular(path)
@@ -52,59 +58,39 @@ def read_transform(path: str) -> Any:
         raise InputFileError(f"transform {error}") from error
     name = path.lower()
     if name.endswith(FIELD_SUFFIXES):
-        return _composite([_read_field(path)])
+        try:
+            displacement, grid = read_field(path, moving)
+        except InputFileError as error:
+            raise InputFileError(str(error) if str(error).startswith("transform") else f"transform {error}") from error
+        for line in grid.warnings:
+            logger.warning("transform %s", line)
+        direction = np.asarray(grid.direction)[:3, :3]
+        return _composite([field_transform(displacement, grid.origin[:3], grid.spacing[:3], direction)])
+    refuse_other_tools(path)
     if not name.endswith(TRANSFORM_SUFFIXES):
         raise InputFileError(
             f"transform '{path}': give a transform of ITK, ANTs or 3D Slicer ({', '.join(TRANSFORM_SUFFIXES)}) or a"
             f" displacement field ({', '.join(FIELD_SUFFIXES)})"
         )
-    if name.endswith((".mat", ".txt")):
-        _refuse_flirt(path)
-    try:
-        parts = list(itk.transformread(path))
-    except RuntimeError as error:
-        raise InputFileError(f"transform '{path}' can't be read: {itk_reason(error)}") from error
+    parts = read_parts(path)
     if not parts:
         raise InputFileError(f"transform '{path}' holds no transform")
     if any(part.GetInputSpaceDimension() != 3 for part in parts):
         raise InputFileError(f"transform '{path}' is not 3-D; give a transform of 3-D images")
-    return _composite(parts)
-
-
-def _refuse_flirt(path: str) -> None:
-    """Refuse FSL's matrices, which mean nothing without the headers of both images."""
     try:
-        values = np.loadtxt(path, ndmin=2)
-    except (ValueError, UnicodeDecodeError, OSError):
-        return
-    if values.shape == (4, 4):
-        raise InputFileError(
-            f"transform '{path}' is a 4 x 4 matrix of FSL; convert it to ITK's form first (c3d_affine_tool -fsl2ras)"
-        )
+        return _composite(parts)
+    except InputError as error:
+        raise InputFileError(f"transform '{path}': {error}") from error
 
 
-def _read_field(path: str) -> Any:
-    try:
-        image = read_file(path)
-    except RuntimeError as error:
-        raise InputFileError(f"transform '{path}' can't be read: {itk_reason(error)}") from error
-    if image.GetImageDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise InputFileError(
-            f"transform '{path}' is an image with {image.GetNumberOfComponentsPerPixel()} values a voxel and"
-            f" {image.GetImageDimension()} axes; a displacement field is 3-D with 3 values (LPS mm)"
-        )
-    values = itk.array_view_from_image(image)
-    if not np.isfinite(values).all():
-        raise InputFileError(f"transform '{path}' has displacements that are not finite numbers")
-    return field_transform(values, image)
-
-
-def field_transform(displacement: np.ndarray, like: Any) -> Any:
-    """Return an ``itk.DisplacementFieldTransform`` of displacements (K, J, I, 3), mm, on the grid of an ITK image."""
+def field_transform(
+    displacement: np.ndarray, origin: Sequence[float], spacing: Sequence[float], direction: np.ndarray
+) -> Any:
+    """Return an ``itk.DisplacementFieldTransform`` of displacements (K, J, I, 3), LPS mm, on a grid in LPS mm."""
     image = itk.image_from_array(np.ascontiguousarray(displacement, dtype=np.float64), is_vector=True)
-    image.SetOrigin(like.GetOrigin())
-    image.SetSpacing(like.GetSpacing())
-    image.SetDirection(like.GetDirection())
+    image.SetOrigin([float(value) for value in origin])
+    image.SetSpacing([float(value) for value in spacing])
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(direction, dtype=np.float64)))
     transform = itk.DisplacementFieldTransform[itk.D, 3].New()
     transform.SetDisplacementField(image)
     return transform
@@ -131,8 +117,8 @@ def _composite(parts: Sequence[Any]) -> Any:
     for part in (inner for outer in parts for inner in flatten(itk.down_cast(outer))):
         if not part.GetTransformTypeAsString().endswith("_double_3_3"):
             raise InputError(
-                f"a transform of the kind {part.GetTransformTypeAsString()} can't be composed; write it with double"
-                " precision"
+                f"a transform of the kind {part.GetTransformTypeAsString()} can't be composed; give one of 3-D points"
+                " to 3-D points in double precision"
             )
         composite.AddTransform(part)
     return composite
@@ -169,7 +155,10 @@ def _invert_field(part: Any) -> Any:
     voxels = (displacement @ np.linalg.inv(axes).T)[..., ::-1]  # components along (k, j, i), as the array's axes
     ddf = torch.from_numpy(np.ascontiguousarray(np.moveaxis(voxels, -1, 0)))[None]
     inverse = invert_ddf(ddf)[0].numpy()
-    return field_transform(np.moveaxis(inverse, 0, -1)[..., ::-1] @ axes.T, image)
+    direction = itk.array_from_matrix(image.GetDirection())
+    return field_transform(
+        np.moveaxis(inverse, 0, -1)[..., ::-1] @ axes.T, image.GetOrigin(), image.GetSpacing(), direction
+    )
 
 
 def invert_ddf(ddf: torch.Tensor) -> torch.Tensor:

@@ -133,3 +133,22 @@ def test_a_file_without_points_is_refused_in_a_line(tmp_path: Path, name: str, c
         carry_points(str(tmp_path / name), shift, tmp_path / f"out_{name}")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / f"out_{name}").exists()
+
+
+def test_points_that_were_not_placed_stay_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _markups(tmp_path / "p.mrk.json", "LPS")
+    content = json.loads((tmp_path / "p.mrk.json").read_text())
+    content["markups"][0]["controlPoints"][0].update(position=[0, 0, 0], positionStatus="undefined")
+    (tmp_path / "p.mrk.json").write_text(json.dumps(content))
+    assert carry_points(str(tmp_path / "p.mrk.json"), shift, tmp_path / "o.mrk.json") == 1
+    np.testing.assert_allclose(read(tmp_path / "o.mrk.json"), [[0, 0, 0], np.array([-1.5, 2, 3]) + SHIFT_LPS])
+    assert "1 points were not placed" in caplog.text
+
+
+def test_markups_in_other_units_are_refused(tmp_path: Path) -> None:
+    _markups(tmp_path / "p.mrk.json", "LPS")
+    content = json.loads((tmp_path / "p.mrk.json").read_text())
+    content["markups"][0]["coordinateUnits"] = "cm"
+    (tmp_path / "p.mrk.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="coordinateUnits 'cm'"):
+        carry_points(str(tmp_path / "p.mrk.json"), shift, tmp_path / "o.mrk.json")
