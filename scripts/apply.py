@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from .errors import InputError
 from .field_formats import FSL_NAME, WRITERS, check_format, convert_field
-from .input_files import check_output_dir, existing_path, is_absent, stem
+from .input_files import POINT_SUFFIXES, check_output_dir, existing_path, is_absent, stem
 from .itk_resampling import (
     INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
@@ -36,7 +36,7 @@ from .itk_resampling import (
 )
 from .nifti import write_nifti
 from .output_lock import alone_in
-from .point_files import POINT_SUFFIXES, carrier, carry_points, check_world
+from .point_files import carrier, carry_points, check_world
 from .reading import read_header
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 from .transform_io import write_itk

@@ -21,6 +21,7 @@ from .errors import InputError, InputFileError
 from .file_form import check_regular
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
+POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk")
 
 
 def stem(path: str) -> str:
