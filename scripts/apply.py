@@ -27,7 +27,7 @@ import numpy as np
 from .errors import InputError
 from .field_formats import FSL_NAME, WRITERS, check_format, convert_field
 from .header import Header
-from .input_files import check_output_dir, existing_path, is_absent, stem
+from .input_files import POINT_SUFFIXES, check_output_dir, existing_path, is_absent, stem
 from .itk_resampling import (
     INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
@@ -40,7 +40,7 @@ from .itk_resampling import (
 )
 from .nifti import write_nifti
 from .output_lock import alone_in
-from .point_files import POINT_SUFFIXES, carrier, carry_points, check_world
+from .point_files import carrier, carry_points, check_world
 from .reading import read_header
 from .resampling import NIFTI_TYPES, cast
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform

@@ -35,7 +35,7 @@ from .atomic import replacing
 from .bratsreg import bratsreg_entries
 from .dirlab import convert_dirlab
 from .errors import InputError
-from .input_files import IMAGE_SUFFIXES
+from .input_files import IMAGE_SUFFIXES, POINT_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
@@ -177,9 +177,12 @@ def _own_folder(folder: Path, modality: str) -> list[Entry]:
         name = _stem(path)
         entry: Entry = {"subject": name.split(SESSION)[0], "image": str(path), "modality": modality}
         for beside, key in REGIONS.items():
-            same = folder / beside / (f"{name}.csv" if key == "landmarks" else path.name)
-            if same.is_file():
-                entry[key] = str(same)
+            names = [f"{name}{suffix}" for suffix in POINT_SUFFIXES] if key == "landmarks" else [path.name]
+            found = [folder / beside / one for one in names if (folder / beside / one).is_file()]
+            if len(found) > 1:
+                raise InputError(f"'{found[0]}' and '{found[1]}' are landmarks of the same image; keep one of them")
+            if found:
+                entry[key] = str(found[0])
         entries.append(entry)
     return entries
 

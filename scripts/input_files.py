@@ -30,6 +30,7 @@ _OTHER_SUFFIXES = (
 )
 LONGEST_NAME = 255  # bytes, on Linux, macOS and Windows alike
 _BY_LENGTH = sorted((*IMAGE_SUFFIXES, *_OTHER_SUFFIXES), key=len, reverse=True)  # .nii.gz before .gz
+POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk")
 
 
 def stem(path: str) -> str:

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .input_files import POINT_SUFFIXES
 from .landmarks import check_space, read_csv_landmarks
 from .point_formats import as_text, read_point_file, write_text
 
 logger = logging.getLogger(__name__)
 
-POINT_SUFFIXES = (".csv", ".fcsv", ".mrk.json", ".vtk")
 Points = np.ndarray  # (N, 3), world LPS mm
 Carry = Callable[[Points], Points]
 

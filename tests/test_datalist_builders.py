@@ -44,6 +44,16 @@ def test_an_own_folder_with_what_lies_beside(tmp_path: Path) -> None:
     assert third["landmarks"] == str(tmp_path / "landmarks/b.csv")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".fcsv", ".mrk.json", ".vtk"])
+def test_landmarks_beside_an_image_may_have_any_form_that_is_read(tmp_path: Path, suffix: str) -> None:
+    touch(tmp_path, "images/a.nii.gz", f"landmarks/a{suffix}")
+    (entry,) = build_list("folder", tmp_path)
+    assert entry["landmarks"] == str(tmp_path / f"landmarks/a{suffix}")
+    touch(tmp_path, "landmarks/a.csv", "landmarks/a.vtk")
+    with pytest.raises(InputError, match="landmarks of the same image; keep one"):
+        build_list("folder", tmp_path)
+
+
 def test_images_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
     touch(tmp_path, "x.nii", "y.mha")
     assert [(e["subject"], e["modality"]) for e in build_list("folder", tmp_path)] == [("x", "mr"), ("y", "mr")]

@@ -26,7 +26,7 @@ from pydicom.uid import NuclearMedicineImageStorage, RTDoseStorage, SecondaryCap
 from scripts.apply import apply_transforms, load_inputs
 from scripts.dicom_series import is_dicom
 from scripts.errors import InputError
-from scripts.itk_resampling import read_itk
+from scripts.itk_resampling import read_scalars
 from scripts.reading import LoadVolumesd, read_header
 from tests.dicom_files import (
     AXES,
@@ -47,7 +47,7 @@ from tests.dicom_files import (
 
 def check_all_refuse(path: str, words: str) -> None:
     """A header, a registration and ``apply`` refuse a series alike."""
-    for read in (read_header, read_itk, lambda p: LoadVolumesd(keys=["fixed"])({"fixed": p})):
+    for read in (read_header, read_scalars, lambda p: LoadVolumesd(keys=["fixed"])({"fixed": p})):
         with pytest.raises(InputError, match=words) as caught:
             read(path)
         assert path in str(caught.value)

@@ -72,9 +72,7 @@ def test_a_nifti_affine_without_inverse_is_refused(column: tuple[float, ...], tm
     image.set_sform(affine, code=1)
     image.set_qform(None, code=0)
     nib.save(image, tmp_path / "flat.nii.gz")
-    with pytest.raises(
-        InputError, match=r"moving: .*flat.nii.gz' has a non-invertible affine .sform"
-    ):
+    with pytest.raises(InputError, match=r"moving: .*flat.nii.gz' has a non-invertible affine .sform"):
         check_header("moving", str(tmp_path / "flat.nii.gz"))
 
 
