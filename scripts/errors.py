@@ -89,9 +89,11 @@ def quiet_engine(engine: Any) -> None:
     """Let an engine of MONAI (ignite) leave it to the raised error to say why a run ended, if that is one clear line.
 
     Args:
-        engine: with a ``logger``.
+        engine: of ignite, with a ``logger``; another one is left as it is.
     """
-    engine.logger.addFilter(_no_second_report)  # once: the same filter is not added again
+    engine_logger = getattr(engine, "logger", None)
+    if isinstance(engine_logger, logging.Logger):
+        engine_logger.addFilter(_no_second_report)  # once: the same filter is not added again
 
 
 def report_plainly() -> None:
