@@ -57,7 +57,8 @@ class Series(NamedTuple):
 
     def __str__(self) -> str:
         """Return what a person needs to choose."""
-        return f"{self.uid} ({self.modality} '{self.description}', {self.files} files)"
+        # of damaged files, texts may be long
+        return f"{self.uid[:64]} ({self.modality[:16]} '{self.description[:64]}', {self.files} files)"
 
 
 def is_dicom(path: str) -> bool:
@@ -120,6 +121,9 @@ def _series_or_problem(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
         return _series(series, files)
     except InputError as error:
         return series._replace(problem=str(error), files=len(files))
+    except Exception as error:  # of many kinds, from sequences that are cut off
+        line = f"'{files[0][0]}' or a slice beside it can't be read ({error}); export the series again"
+        return series._replace(problem=line, files=len(files))
 
 
 def _series(series: Series, files: Sequence[tuple[str, Any]]) -> Series:

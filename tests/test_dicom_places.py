@@ -429,5 +429,5 @@ def test_a_slice_that_is_cut_off_in_its_header_is_said(tmp_path: Path) -> None:
     _, _, header = load(folder)
     assert header.shape == (*SHAPE[:2], 5)
     assert any("_005.dcm' can't be read as DICOM" in line for line in header.warnings)
-    last.write_bytes(raw[: raw.index(b"1.2.3.9999") - 30])  # after its series, before its size
+    last.write_bytes(raw[: raw.index(b"\x28\x00\x02\x00")])  # after its series, before its size
     check_all_refuse(folder, "Rows and Columns must be at least 1")
