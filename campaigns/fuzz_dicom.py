@@ -22,6 +22,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from campaigns.fuzz_case import AFFINE, SHAPE, Case, Make, voxels
+from campaigns.fuzz_dicom_forms import DICOM_FORMS
 
 ODD_TAGS: dict[str, tuple[Any, ...]] = {
     "ImagePositionPatient": (None, ["0", "0"], ["nan", "0", "0"], ["1e300", "0", "0"], ["x", "0", "0"]),
@@ -131,9 +132,9 @@ def dicom_folders(random: np.random.Generator, folder: Path) -> Case:
     (path / "link.dcm").symlink_to(path / "nothing")
     (path / "zero.dcm").symlink_to("/dev/zero")
     (path / "folder.dcm").mkdir()
-    if kind == "beside":
+    if kind in ("beside", "twice"):  # exact copies are read once
         return Case(path, values.astype(np.float64), AFFINE)
     return Case(path, refused=True)
 
 
-DICOM_KINDS: tuple[Make, ...] = (dicom_tags, dicom_bytes, dicom_folders)
+DICOM_KINDS: tuple[Make, ...] = (dicom_tags, dicom_bytes, dicom_folders, *DICOM_FORMS)

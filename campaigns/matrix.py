@@ -51,7 +51,14 @@ TEST_TOOLS = ("pytest", "hypothesis", "jsonschema", "onnx", "onnxruntime", "onnx
 TESTS = (  # each package of requirements.txt is used by one of them
     *("tests/test_coordinates.py", "tests/test_losses.py", "tests/test_preprocessing.py"),
     *("tests/test_transform_io.py", "tests/test_network.py", "tests/test_bundle.py", "tests/test_exports.py"),
-    *("tests/test_dicom.py", "tests/test_nifti.py", "tests/test_checkpoints.py", "tests/test_overview.py"),
+    *(
+        "tests/test_dicom.py",
+        "tests/test_dicom_places.py",
+        "tests/test_dicom_values.py",
+        "tests/test_nifti.py",
+        "tests/test_checkpoints.py",
+        "tests/test_overview.py",
+    ),
     "tests/test_api.py::test_the_command_runs_from_another_folder",
     "tests/test_cohort.py::test_one_image_to_a_folder_and_frames_of_a_series",
     "tests/test_training_run.py::test_a_run_learns_and_leaves_weights_and_logs",

@@ -23,6 +23,7 @@ import numpy as np
 from pydicom.tag import Tag
 
 from .errors import InputFileError
+from .pydicom_versions import encoding
 
 TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesDate", "Modality", "ImageType"),
@@ -119,7 +120,7 @@ def _bytes(header: Any) -> tuple[Any, ...]:
     """Return the undecoded tags of a header but those in which slices always differ."""
     tags = [tag for tag in header.keys() if tag not in VARYING]  # noqa: SIM118, a dataset iterates its elements
     syntax = getattr(header, "file_meta", {}).get("TransferSyntaxUID")
-    return (syntax, header.original_encoding, *((tag, str(header.get_item(tag).value)) for tag in tags))
+    return (syntax, encoding(header), *((tag, str(header.get_item(tag).value)) for tag in tags))
 
 
 def _enhanced(path: str, header: Any, count: int) -> list[Slice]:

@@ -62,7 +62,7 @@ class SaveDicomd(Output):
             InputError: the moving image is not a DICOM series, or the folder can't be written.
         """
         source = str(data["moving"].meta.get("filename_or_obj", ""))
-        check_source(source)
+        check_source(source, data.get("moving_series"))
         warped = warp_onto_fixed(data, "moving", data["displacement_mm"], "float32")
         fixed = str(data["fixed"].meta.get("filename_or_obj", ""))
         frame = _frame_of_reference(fixed, data.get("fixed_series")) if Path(fixed).is_dir() else None
@@ -82,16 +82,22 @@ class SaveDicomd(Output):
         return (FOLDER,)
 
 
-def check_source(moving: str) -> None:
-    """Refuse to make DICOM of an image that is not DICOM: patient and study would be invented."""
+def check_source(moving: str, uid: str | None = None) -> None:
+    """Refuse to make DICOM of an image that is no series of single slices: patient, study or tags would be invented."""
     if not Path(moving).is_dir():
         raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
+    slices = choose_series(moving, uid).slices
+    if len({one.path for one in slices}) < len(slices):
+        raise InputError(
+            f"save_dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
+            " save_dicom out"
+        )
 
 
 def check_sources(cases: Sequence[Mapping[str, Any]], enabled: bool) -> None:
     """Check all cases before any work."""
     for case in cases if enabled else ():
-        check_source(str(case["moving"]))
+        check_source(str(case["moving"]), case.get("moving_series"))
 
 
 def _frame_of_reference(folder: str, uid: str | None) -> str | None:

@@ -57,7 +57,8 @@ class Series(NamedTuple):
 
     def __str__(self) -> str:
         """Return what a person needs to choose."""
-        return f"{self.uid} ({self.modality} '{self.description}', {self.files} files)"
+        # of damaged files, texts may be long
+        return f"{self.uid[:64]} ({self.modality[:16]} '{self.description[:64]}', {self.files} files)"
 
 
 def is_dicom(path: str) -> bool:
@@ -81,10 +82,11 @@ def list_series(folder: str) -> list[Series]:
     return _listed(folder)[0]
 
 
-def _listed(folder: str) -> tuple[list[Series], set[str]]:
-    """Return the series, and what else of DICOM there is."""
+def _listed(folder: str) -> tuple[list[Series], set[str], list[str]]:
+    """Return the series, what else of DICOM there is, and the DICOM files that can't be read."""
     found: dict[str, list[tuple[str, Any]]] = {}
     others: set[str] = set()
+    broken: list[str] = []
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else [Path(folder)]:
         if not path.is_file() or path.name.startswith(".") or path.name == "DICOMDIR":
             continue
@@ -93,13 +95,17 @@ def _listed(folder: str) -> tuple[list[Series], set[str]]:
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=READ_TAGS)
             kind, uid = UID(str(header.get("SOPClassUID") or "")), str(header.get("SeriesInstanceUID") or "")
         except Exception:  # of many kinds, from files of any other format
+            if is_dicom(str(path)):
+                broken.append(str(path))
             continue
         is_image = "Image Storage" in kind.name
         if ("Rows" in header or is_image) and kind not in SEGMENTATIONS:
             found.setdefault(uid, []).append((str(path), header))
         elif kind:
             others.add(kind.name)
-    return [_series_or_problem(uid, files) for uid, files in sorted(found.items())], others
+        elif is_dicom(str(path)):
+            broken.append(str(path))
+    return [_series_or_problem(uid, files) for uid, files in sorted(found.items())], others, broken
 
 
 def _series_or_problem(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
@@ -115,6 +121,9 @@ def _series_or_problem(uid: str, files: Sequence[tuple[str, Any]]) -> Series:
         return _series(series, files)
     except InputError as error:
         return series._replace(problem=str(error), files=len(files))
+    except Exception as error:  # of many kinds, from sequences that are cut off
+        line = f"'{files[0][0]}' or a slice beside it can't be read ({error}); export the series again"
+        return series._replace(problem=line, files=len(files))
 
 
 def _series(series: Series, files: Sequence[tuple[str, Any]]) -> Series:
@@ -174,7 +183,7 @@ def choose_series(folder: str, uid: str | None = None) -> Series:
     Raises:
         InputError: no series, several without a choice, or a choice that is not there.
     """
-    series, others = _listed(folder)
+    series, others, broken = _listed(folder)
     if not series:
         held = f" (it holds {', '.join(sorted(others))})" if others else ""
         what = "a folder without DICOM images" if Path(folder).is_dir() else "not a DICOM image"
@@ -188,18 +197,22 @@ def choose_series(folder: str, uid: str | None = None) -> Series:
                 f"'{folder}' holds {len(series)} DICOM series: {listed}; choose one by its UID (fixed_series or"
                 " moving_series of a registration), or move it to its own folder"
             )
-        return _usable(images[0])
+        return _usable(images[0], broken)
     matching = [one for one in series if one.uid == uid] or [one for one in series if one.uid.endswith(f".{uid}")]
     if len(matching) != 1:
         what = "no" if not matching else "more than one"
         raise InputError(f"'{folder}' holds {what} DICOM series with the UID '{uid}'; it holds {listed}")
-    return _usable(matching[0])
+    return _usable(matching[0], broken)
 
 
-def _usable(series: Series) -> Series:
+def _usable(series: Series, broken: Sequence[str]) -> Series:
     if series.problem is not None:
         raise InputFileError(series.problem)
-    return series
+    if not broken:
+        return series
+    more = f" and {len(broken) - 1} more files" if len(broken) > 1 else ""
+    line = f"'{broken[0]}'{more} can't be read as DICOM: if it is a slice, the series lacks it"
+    return series._replace(warnings=(*series.warnings, line))
 
 
 def gaps_mm(folder: str, series: Series) -> np.ndarray:

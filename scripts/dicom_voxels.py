@@ -21,19 +21,18 @@ import itk
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEGExtended12Bit,
 )
 
 from .dicom_frames import Slice
 from .errors import InputError, InputFileError
+from .pydicom_versions import apply_modality_lut, can_decode, decode, encoding, fragment, save_file, set_encoding
 
 PIXEL_TAGS = (
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit"),
@@ -105,8 +104,8 @@ def _pixel_module(path: str) -> Dataset:
     read = pydicom.dcmread(path, force=True, specific_tags=list(PIXEL_TAGS))
     dataset = Dataset()
     dataset.update({tag: read.get_item(tag) for tag in read.keys()})  # noqa: SIM118, a dataset iterates its elements
-    implicit, little = read.original_encoding
-    dataset.set_original_encoding(implicit, little)
+    implicit, little = encoding(read)
+    set_encoding(dataset, implicit, little)
     dataset.file_meta = FileMetaDataset()
     syntax = str(getattr(read, "file_meta", {}).get("TransferSyntaxUID") or "")
     if not syntax:  # a file without a preamble
@@ -127,11 +126,10 @@ def _decoder(one: Slice, dataset: Callable[[], Dataset]) -> Callable[[int], np.n
         # pydicom is faster on a file, but asks more of it than on what is made of it here
         is_plain = one.syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian) and one.kind != "f"
         source = one.path if is_plain and one.photometric else dataset()
-        array = pixel_array(source, raw=True, view_only=True, correct_unused_bits=False).reshape(-1, *one.size)
+        array = decode(source).reshape(-1, *one.size)
         return lambda k: _used_bits(array[k], one.unused)
-    # Pillow reads no JPEG of 12 bits, though pydicom lists it
-    if syntax != JPEGExtended12Bit and get_decoder(syntax).is_available:
-        return lambda k: pixel_array(dataset(), raw=True, index=k)
+    if can_decode(syntax):
+        return lambda k: decode(dataset(), k)
     # JPEG-LS has no signs
     above = (sum(one.unused), 0) if one.kind == "i" else (0, 0)
     return lambda k: _used_bits(_by_gdcm(dataset(), k), above)
@@ -151,24 +149,20 @@ def _by_gdcm(dataset: Dataset, index: int) -> np.ndarray:
 
     GDCM gets the pixels alone: it would apply one rescale to all frames, and turn MONOCHROME1 round.
     """
-    count = int(dataset.get("NumberOfFrames") or 1)
-    table = None
-    if "ExtendedOffsetTable" in dataset:
-        table = (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
     single = Dataset()
     for tag in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(single, tag, dataset[tag].value)
     single.PhotometricInterpretation = "MONOCHROME2"
     single.SOPClassUID, single.SOPInstanceUID = CTImageStorage, UID("1.2.3")
-    frame = get_frame(dataset.PixelData, index, number_of_frames=count, extended_offsets=table)
-    single.PixelData = encapsulate([frame])
+    single.PixelData = encapsulate([fragment(dataset, index)])
+    single["PixelData"].is_undefined_length = True
     single.file_meta = FileMetaDataset()
     single.file_meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
     single.file_meta.MediaStorageSOPClassUID = CTImageStorage
     single.file_meta.MediaStorageSOPInstanceUID = single.SOPInstanceUID
     with tempfile.TemporaryDirectory() as folder:  # GDCM reads files only
         path = Path(folder) / "frame.dcm"
-        single.save_as(path, enforce_file_format=True)
+        save_file(single, path)
         return itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))[0]
 
 

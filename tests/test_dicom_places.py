@@ -418,3 +418,16 @@ def test_what_is_no_dicom_is_not_taken_for_it(tmp_path: Path) -> None:
     assert not is_dicom(str(tmp_path))
     (tmp_path / "b.dcm").write_text("no image")
     check_all_refuse(str(tmp_path / "b.dcm"), "is not a DICOM image")
+
+
+def test_a_slice_that_is_cut_off_in_its_header_is_said(tmp_path: Path) -> None:
+    """The last slice: without it, the gaps are even."""
+    folder = save(tmp_path / "a", classic())
+    last = next((tmp_path / "a").glob("*_005.dcm"))
+    raw = last.read_bytes()
+    last.write_bytes(raw[:150])
+    _, _, header = load(folder)
+    assert header.shape == (*SHAPE[:2], 5)
+    assert any("_005.dcm' can't be read as DICOM" in line for line in header.warnings)
+    last.write_bytes(raw[: raw.index(b"\x28\x00\x02\x00")])  # after its series, before its size
+    check_all_refuse(folder, "Rows and Columns must be at least 1")
