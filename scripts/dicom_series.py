@@ -27,8 +27,8 @@ import pydicom
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
-from .dicom_frames import NM_VOLUMES, RT_DOSE, TAGS, Slice, refuse_color, slices_of, text
-from .dicom_order import Stack, even_places, gaps_of, in_order, stack, without_copies
+from .dicom_frames import NM_VOLUMES, RT_DOSE, TAGS, Slice, slices_of, text
+from .dicom_order import Stack, even_places, in_order, stack, without_copies
 from .dicom_voxels import read_values, values_type
 from .errors import InputError, InputFileError
 from .header import Header
@@ -157,22 +157,6 @@ def _series(series: Series, files: Sequence[tuple[str, Any]]) -> Series:
     )
 
 
-def check_gray(path: str) -> None:
-    """Refuse a DICOM file that is no gray image: on one with a broken palette the library behind ITK ends the process.
-
-    Raises:
-        InputFileError: naming the file.
-    """
-    if not is_dicom(path):
-        return
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"], force=True)
-        kind = str(header.get("PhotometricInterpretation") or "")
-    except Exception:  # what is wrong is said by what reads it
-        return
-    refuse_color(path, kind)
-
-
 def choose_series(folder: str, uid: str | None = None) -> Series:
     """Return the series of a folder or a file, or the one that is named.
 
@@ -213,15 +197,6 @@ def _usable(series: Series, broken: Sequence[str]) -> Series:
     more = f" and {len(broken) - 1} more files" if len(broken) > 1 else ""
     line = f"'{broken[0]}'{more} can't be read as DICOM: if it is a slice, the series lacks it"
     return series._replace(warnings=(*series.warnings, line))
-
-
-def gaps_mm(folder: str, series: Series) -> np.ndarray:
-    """Return the distances between the slices, mm.
-
-    Raises:
-        InputError: the slices do not make one volume.
-    """
-    return gaps_of(folder, series.uid, series.slices)
 
 
 def series_header(path: str, uid: str | None = None) -> Header:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,15 +141,27 @@ def _open(path: str) -> Any:
     check_nrrd(path)
     check_metaimage(path)
     try:
-        image_io = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
-        if image_io is None:
-            raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
-        image_io.SetFileName(path)
-        image_io.ReadImageInformation()
-        image_io.GetComponentSize()  # raises for an unknown type
+        with _silent_itk():
+            image_io = itk.ImageIOFactory.CreateImageIO(path, itk.CommonEnums.IOFileMode_ReadMode)
+            if image_io is None:
+                raise InputFileError(f"'{path}' is not an image that can be read; give {FORMATS}")
+            image_io.SetFileName(path)
+            image_io.ReadImageInformation()
+            image_io.GetComponentSize()  # raises for an unknown type
     except (RuntimeError, TypeError) as error:
         raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
     return image_io
+
+
+@contextmanager
+def _silent_itk() -> Iterator[None]:
+    """Keep ITK from writing warnings with names of its source files to standard error; ours say what is at stake."""
+    before = itk.Object.GetGlobalWarningDisplay()
+    itk.Object.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        itk.Object.SetGlobalWarningDisplay(before)
 
 
 def read_volume(path: str, series: str | None = None) -> Volume:
@@ -180,11 +193,15 @@ def _read_by_itk(path: str) -> Any:
     check_complete(path)
     pixel = readable_type(_open(path))
     try:
-        return itk.imread(path) if pixel is None else itk.imread(path, pixel)
+        with _silent_itk():
+            return itk.imread(path) if pixel is None else itk.imread(path, pixel)
     except MemoryError:
         raise
     except Exception as error:  # of many kinds: the library's, and those of its wrapping
-        raise InputFileError(f"'{path}' can't be read: {itk_reason(error)}") from error
+        reason = itk_reason(error)
+        if "No such file" in reason:  # the system's last error, of a file that was read up to its end
+            reason = "it is cut off or damaged; copy it again"
+        raise InputFileError(f"'{path}' can't be read: {reason}") from error
 
 
 def read_file(path: str) -> Any:
