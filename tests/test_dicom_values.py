@@ -40,7 +40,7 @@ Made = tuple[list[Dataset], np.ndarray, str]
 
 def pet() -> Made:
     """Each slice fills its 16 bits: slopes differ, values are fractions."""
-    slopes = [0.37, 1.25, 0.0125, 2.0, 7.7, 0.5]
+    slopes = [2.0, 0.37, 1.25, 0.0125, 7.7, 0.5]  # the first does not ask for fractions
     slices = classic(ramp() * 20, RescaleIntercept=0, Modality="PT", Units="BQML")
     for one, slope in zip(slices, slopes, strict=True):
         one.RescaleSlope = slope
@@ -55,7 +55,7 @@ def whole_slopes() -> Made:
 
 
 def intercepts() -> Made:
-    slices = classic(RescaleSlope=1)
+    slices = classic(dtype="<u2", RescaleSlope=1)  # the first does not ask for a sign
     for k, one in enumerate(slices):
         one.RescaleIntercept = -1000 * k
     return slices, ramp() - 1000 * np.arange(6), "int32"
