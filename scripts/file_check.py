@@ -34,6 +34,7 @@ from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from .errors import InputError, InputFileError
+from .itk_modules import load_itk_modules
 from .landmarks import read_landmarks
 from .validation import check_header
 
@@ -65,6 +66,8 @@ def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> 
         if "landmarks" in image:
             files["landmarks", str(image["landmarks"])] = (image.get("landmark_space", "LPS"),)
     jobs = [(kind, path, *rest) for (kind, path), rest in files.items()]
+    if jobs:
+        load_itk_modules()
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) * 4)) as pool:
         found = list(tqdm(pool.map(_look, jobs), total=len(jobs), desc="checking files", disable=not progress))
     problems = [problem for problem, _ in found if problem]

@@ -47,7 +47,10 @@ def path_text(option: str, value: Any) -> str:
 
 
 def existing_path(option: str, value: Any, base: Path) -> str:
-    """Return an existing, readable path; ``a::b`` is also looked for as ``a#b``, which MONAI can't pass on."""
+    """Return an existing, readable path, absolute; ``a::b`` is also looked for as ``a#b``, which MONAI can't pass on.
+
+    Links are not followed: a link's own name stays.
+    """
     text = path_text(option, value)
     candidates = [text] if "::" not in text else [text, text.replace("::", "#")]
     paths = [path for path in (base / Path(name).expanduser() for name in candidates) if path.exists()]
@@ -76,11 +79,16 @@ def existing_path(option: str, value: Any, base: Path) -> str:
                 file.read(1)
     except OSError as error:
         raise InputFileError(f"{option}: '{path}' can't be read ({error.strerror}); check its permissions") from error
-    return str(path)
+    return str(absolute(path))
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a path that means the same file whatever the working directory becomes; links are not followed."""
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
-    """Return the output folder if it can be written or made, leaving nothing behind.
+    """Return the output folder, absolute, if it can be written or made, leaving nothing behind.
 
     Raises:
         InputError: no folder given, a file is in the way, or no right to write.
@@ -90,7 +98,7 @@ def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
     text = path_text(option, output_dir)
     if "::" in text or "#" in text:
         raise InputError(f"{option} '{text}': MONAI turns '#' into '::' in options; give a folder without either")
-    folder = Path(text).expanduser()
+    folder = absolute(text)
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

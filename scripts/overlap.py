@@ -24,6 +24,7 @@ from typing import Any
 from monai.transforms import Transform
 from torch.utils.data import Dataset
 
+from .itk_modules import load_itk_modules
 from .output_lock import alone_in
 
 Case = dict[Hashable, Any]
@@ -53,6 +54,7 @@ class ReadAhead(Dataset):
         ahead, self._next = self._next, None
         item = ahead[1].result() if ahead is not None and ahead[0] == index else self.dataset[index]
         if index + 1 < len(self):
+            load_itk_modules()
             self._next = (index + 1, self._pool.submit(self.dataset.__getitem__, index + 1))
         return item
 

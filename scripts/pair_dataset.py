@@ -32,6 +32,8 @@ from tqdm import tqdm
 
 from .datasets import did_you_mean
 from .errors import InputError
+from .input_files import absolute
+from .itk_modules import load_itk_modules
 from .pair_sampling import PAIRS_PER_EPOCH, Draw, build_sets
 from .synthetic import SyntheticPairs
 from .training_preprocessing import unpack
@@ -225,13 +227,15 @@ def _cached(
     """Return the preprocessed images; memory and disk caches are full when this returns, so that a bad file shows."""
     # a changed file must not be answered from the cache on disk
     stamped = [{**record, "modified": _modified(record)} for record in records]
+    if records:
+        load_itk_modules()  # before the threads that fill the cache, and the processes that load pairs
     if cache == "memory":
         return CacheDataset(stamped, transform, num_workers=max(1, num_workers), progress=progress, copy_cache=False)
     if cache == "none" or not records:
         return Dataset(stamped, transform)
     if not cache_dir:
         raise InputError("cache disk needs a folder: give --cache_dir FOLDER")
-    persistent = PersistentDataset(stamped, transform, Path(cache_dir), hash_transform=pickle_hashing)
+    persistent = PersistentDataset(stamped, transform, absolute(cache_dir), hash_transform=pickle_hashing)
     mine = range(idist.get_rank(), len(records), idist.get_world_size())
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         list(tqdm(pool.map(persistent.__getitem__, mine), total=len(mine), desc="cache", disable=not progress))

@@ -33,6 +33,7 @@ from torch import nn
 
 from .atomic import remove, replacing
 from .errors import InputError, InputFileError
+from .input_files import absolute
 from .validation_metrics import HIGHER_IS_BETTER
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class AtomicSaver(BaseSaveHandler):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = absolute(folder)
 
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
         """Write one checkpoint."""
@@ -203,7 +204,7 @@ class Resume:
         self, ckpt_dir: str, resume: bool, objects: Mapping[str, Any], sampler: Any = None, batch_size: int = 1
     ) -> None:
         check_new_run(ckpt_dir, resume)
-        self.path = Path(ckpt_dir) / LAST
+        self.path = absolute(ckpt_dir) / LAST
         self.objects, self.sampler, self.batch_size = dict(objects), sampler, int(batch_size)
 
     def attach(self, engine: Engine) -> None:
@@ -259,7 +260,7 @@ def _follow(scheduler: Any, rates: list[float]) -> None:
 
 def is_new_run(ckpt_dir: str) -> bool:
     """Tell whether a folder holds no run to resume yet."""
-    return not (Path(ckpt_dir) / LAST).exists()
+    return not (absolute(ckpt_dir) / LAST).exists()
 
 
 def check_new_run(ckpt_dir: str | Path, resume: bool) -> None:

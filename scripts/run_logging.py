@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .coordinates import extent, identity_grid_like
+from .input_files import absolute
 from .network import CompositeTransform
 from .report import peak_memory_mib
 from .training import terms_of
@@ -150,4 +151,4 @@ def summary_writer(log_dir: str) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
 
-    return SummaryWriter(log_dir=log_dir)
+    return SummaryWriter(log_dir=str(absolute(log_dir)))
