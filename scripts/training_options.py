@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .file_check import check_files
-from .input_files import check_output_dir
-from .run_checkpoints import check_new_run
+from .input_files import absolute, check_output_dir
+from .run_checkpoints import LAST, check_new_run
 from .training_lists import require_records
+from .weights_preprocessing import Preprocessing, choose_preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ def check_training(
     records: Sequence[Mapping[str, Any]],
     val_records: Sequence[Mapping[str, Any]] = (),
     check_data: bool = True,
+    match_orientation: bool = True,
     dice_weight: float = 0.0,
     ckpt_dir: Any = None,
     resume: bool = False,
@@ -40,6 +43,7 @@ def check_training(
         records: of the training list.
         val_records: of the validation list.
         check_data: look at every file.
+        match_orientation: images are turned alike, so that their orientations may differ.
         dice_weight: of the objective; above 0 it needs labels.
         ckpt_dir: folder of the run.
         resume: go on with the run there; False refuses to overwrite one.
@@ -58,8 +62,33 @@ def check_training(
     if not val_records:
         logger.warning("no val_datalist: nothing is validated, and only last.pt is kept")
     if check_data:
-        count = check_files([*records, *val_records], progress)
+        count = check_files([*records, *val_records], progress, match_orientation)
         logger.info("%d files checked", count)
+
+
+def choose_training_preprocessing(
+    ckpt_dir: str,
+    resume: bool = False,
+    model: str = "none",
+    init_ckpt: str | Path | None = None,
+    bundle_root: str | Path = ".",
+    **options: Any,
+) -> Preprocessing:
+    """Return how images are prepared in training: as options say, else as the weights to start from were made for.
+
+    A run that is resumed goes on as its ``last.pt`` records. From nothing, images are turned alike.
+
+    Args:
+        ckpt_dir: folder of the run.
+        resume: go on with the run there.
+        model: weights to start from, see :func:`scripts.weights_preprocessing.choose_preprocessing`.
+        init_ckpt: own weights to start from; they win over ``model``.
+        bundle_root: folder that holds models/.
+        options: ``match_orientation``, ``ct_window``, ``mr_percentiles``.
+    """
+    last = absolute(ckpt_dir) / LAST
+    start = last if resume and last.is_file() else init_ckpt
+    return choose_preprocessing(model, start, bundle_root, **options)
 
 
 def _has_label(record: Mapping[str, Any]) -> bool:

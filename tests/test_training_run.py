@@ -153,7 +153,7 @@ def test_finetuning_starts_from_a_published_checkpoint(tmp_path: Path) -> None:
 
 def test_finetuning_takes_shape_and_widths_from_the_weights(tmp_path: Path) -> None:
     first = train(tmp_path / "first", stage=1, max_epochs=1, network_shape=[21, 22, 20])
-    assert first["network"] == {"spatial_shape": [21, 22, 20]}
+    assert first["network"]["spatial_shape"] == [21, 22, 20]
     path = synthetic_list(tmp_path)
     workflow = ConfigWorkflow(
         config_file=[str(ROOT / "configs" / name) for name in ("train.yaml", "finetune.yaml")],
