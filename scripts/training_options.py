@@ -55,10 +55,7 @@ def check_training(
     require_records(records)
     check_output_dir(ckpt_dir, "ckpt_dir")
     check_new_run(ckpt_dir, resume)
-    if dice_weight > 0 and not any(_has_label(record) for record in records):
-        raise InputError(
-            "dice_weight is above 0, but no image of train_datalist has a label; add labels, or set it to 0"
-        )
+    _check_labels(records, dice_weight)
     if not val_records:
         logger.warning("no val_datalist: nothing is validated, and only last.pt is kept")
     if check_data:
@@ -91,6 +88,28 @@ def choose_training_preprocessing(
     return choose_preprocessing(model, start, bundle_root, **options)
 
 
-def _has_label(record: Mapping[str, Any]) -> bool:
-    sides = [record[side] for side in ("fixed", "moving") if isinstance(record.get(side), Mapping)]
-    return "synthetic" in record or any("label" in image for image in (record, *sides))
+def _check_labels(records: Sequence[Mapping[str, Any]], dice_weight: float) -> None:
+    """Refuse a Dice loss that no pair can have, and say where labels are given that nothing uses."""
+    images = [image for record in records for image in (record, record.get("fixed"), record.get("moving")) if image]
+    count = sum("label" in image for image in images)
+    if dice_weight <= 0:
+        if count:
+            logger.warning(
+                "train_datalist names %d labels, but dice_weight is 0: training does not use them; --dice_weight 1 adds"
+                " a Dice loss",
+                count,
+            )
+        return
+    if any("synthetic" in record for record in records):
+        return
+    if not count:
+        raise InputError(
+            "dice_weight is above 0, but no image of train_datalist has a label; add labels, or set it to 0"
+        )
+    pairs = [record for record in records if "fixed" in record]
+    single = [record for record in records if "label" in record]
+    if len(single) < 2 and not any("label" in pair["fixed"] and "label" in pair["moving"] for pair in pairs):
+        raise InputError(
+            f"dice_weight is above 0, but no pair of train_datalist can have labels in both images ({count} with a"
+            " label); add labels, or set it to 0"
+        )

@@ -97,6 +97,7 @@ class CheckImagesd(MapTransform):
             image = data[key]
             check_volume(str(key), image)
             lowest, highest = float(image.min()), float(image.max())
+            image.meta["lowest_value"] = lowest  # training counts the images whose values do not fit their modality
             if lowest == highest:
                 raise InputError(f"{key}: {source(image)} is constant (all voxels are {lowest:g}); nothing to register")
             if data.get(f"{key}_modality") == "ct" and lowest >= 0 and highest <= 1:
