@@ -135,11 +135,10 @@ class PairSet:
     def _draw_of(self, groups: Sequence[Sequence[Subject]], random: np.random.Generator) -> tuple[Subject, Subject]:
         if self.is_intra:
             group = groups[random.integers(len(groups))]
-            first, second = random.choice(len(group), 2, replace=False).tolist()
+            first, second = (int(n) for n in random.choice(len(group), 2, replace=False))
             return group[first], group[second]
-        first, second = random.choice(len(groups), 2, replace=False).tolist()
-        fixed, moving = (group[random.integers(len(group))] for group in (groups[first], groups[second]))
-        return fixed, moving
+        one, other = (groups[int(n)] for n in random.choice(len(groups), 2, replace=False))
+        return one[random.integers(len(one))], other[random.integers(len(other))]
 
     def _choose_contrasts(self, fixed: Subject, moving: Subject, seed: int, random: np.random.Generator) -> Draw:
         """Draw what the network sees of each, and one contrast that both have for the similarity."""

@@ -68,7 +68,7 @@ class EpochFigures:
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, before the loggers and what changes the learning rate."""
         # the means of an epoch choose no checkpoint: MONAI shall not announce the first ones as the best
-        engine.state.best_metric_epoch = 0
+        engine.state.best_metric_epoch = 0  # type: ignore[attr-defined]
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 

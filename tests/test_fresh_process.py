@@ -16,6 +16,7 @@ they are loaded already, so only a new process shows what that does to relative 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -56,6 +57,19 @@ def write_folder(folder: Path, count: int = 6, labelled: int = 6) -> None:
         if number < labelled:
             label = nib.Nifti1Image((values > 500).astype(np.uint8), affine)
             nib.save(label, folder / "mine" / "labels" / f"p{number}.nii.gz")
+
+
+def write_large(folder: Path) -> None:
+    """Write a list of four images that take a while to read; the label of the first one has another shape."""
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for number in range(4):
+        values = np.random.default_rng(number).normal(size=(120, 120, 110)).astype(np.float32)
+        nib.save(nib.Nifti1Image(values[:20, :20, :20] if number == 0 else values, affine), folder / f"{number}.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.uint8), affine), folder / "label.nii.gz")
+    entries = [
+        {"image": f"{number}.nii.gz", **({"label": "label.nii.gz"} if number == 0 else {})} for number in range(4)
+    ]
+    (folder / "mine.json").write_text(json.dumps(entries))
 
 
 def training(*extra: str) -> tuple[str, ...]:
@@ -114,3 +128,25 @@ load = LoadVolumesd("image")
 assert len(list(CaseQueue([{"image": name} for name in names], load))) == 2
 """
     run(tmp_path, "-c", program)
+
+
+def test_a_label_of_another_shape_ends_training_with_one_line(tmp_path: Path) -> None:
+    """Threads that still read other images must have ended before the process does."""
+    write_large(tmp_path)
+    done = run(tmp_path, *training("--ckpt_dir", "run", *TINY, "--num_workers", "3"), status=1)
+    lines = done.stderr.strip().splitlines()
+    assert "have the same affine but different shapes" in lines[-1]
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    assert "terminate called" not in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_tracking_without_its_package_is_one_line(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mlflow") is not None:
+        pytest.skip("mlflow is installed")
+    write_folder(tmp_path, count=2)
+    (tmp_path / "mine.json").write_text(json.dumps([{"image": f"mine/images/p{n}.nii.gz"} for n in range(2)]))
+    done = run(tmp_path, *training("--ckpt_dir", "run", *TINY, "--tracking", "mlflow"), status=1)
+    assert done.stderr.strip().splitlines()[-1].startswith("error: tracking mlflow needs the package mlflow")
+    assert "Traceback" not in done.stderr
+    assert "checking files" not in done.stderr
