@@ -43,6 +43,9 @@ class Checkpoint(NamedTuple):
     """State dict with the keys of the network here, on the CPU."""
     spatial_shape: list[int] | None
     """(D, H, W) that the weights are made for, where the file tells it."""
+    preprocessing: dict[str, Any]
+    """What the file records of the preprocessing that the weights are made for: any fields of
+    :class:`scripts.weights_preprocessing.Preprocessing`."""
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -59,13 +62,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if "weights_only" in reason:  # PyTorch's advice, to run whatever the file holds
             reason = "it holds something else than tensors and plain values"
         raise InputFileError(f"weights: {path} can't be read as a PyTorch checkpoint of tensors ({reason})") from error
-    spatial_shape = None
+    facts: Any = None
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        spatial_shape = _spatial_shape(content.get("network"), path)
-        content = content["model"]
+        facts, content = content.get("network"), content["model"]
     elif isinstance(content, Mapping):
-        facts = getattr(content, "_metadata", None)  # of the weights that come with the bundle
-        spatial_shape = _spatial_shape(facts.get("") if isinstance(facts, Mapping) else None, path)
+        metadata = getattr(content, "_metadata", None)  # of the weights that come with the bundle
+        facts = metadata.get("") if isinstance(metadata, Mapping) else None
+    facts = facts if isinstance(facts, Mapping) else {}
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         found = (
             f"keys {first_names(map(str, content))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
@@ -73,12 +76,31 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f'weights: {path} must hold a state dict of tensors (or {{"model": state dict}}), got {found}')
     # "module." comes from DistributedDataParallel
     state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    return Checkpoint(translate_keys(state), spatial_shape)
+    return Checkpoint(translate_keys(state), _spatial_shape(facts, path), _preprocessing(facts, path))
 
 
-def _spatial_shape(facts: Any, path: Path) -> list[int] | None:
+def _preprocessing(facts: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a file records of the preprocessing."""
+    found: dict[str, Any] = {}
+    if facts.get("match_orientation") is not None:
+        if not isinstance(facts["match_orientation"], bool):
+            raise InputError(
+                f"weights: {path} must record match_orientation as True or False, got {facts['match_orientation']!r}"
+            )
+        found["match_orientation"] = facts["match_orientation"]
+    for name in ("ct_window", "mr_percentiles"):
+        ends = facts.get(name)
+        if ends is None:
+            continue
+        if not isinstance(ends, list) or len(ends) != 2 or not all(type(end) in (int, float) for end in ends):
+            raise InputError(f"weights: {path} must record {name} as two numbers, got {ends!r}")
+        found[name] = ends
+    return found
+
+
+def _spatial_shape(facts: Mapping[str, Any], path: Path) -> list[int] | None:
     """Return the shape that a checkpoint of the training here, or the default weights, tell."""
-    shape = facts.get("spatial_shape") if isinstance(facts, Mapping) else None
+    shape = facts.get("spatial_shape")
     if shape is not None and not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
         raise InputError(f"weights: {path} must tell its network's spatial_shape as three whole numbers, got {shape!r}")
     return shape

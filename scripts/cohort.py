@@ -33,6 +33,7 @@ from .atomic import remove, sweep
 from .datasets import ERROR_NAME, OUTPUT_NAMES
 from .errors import InputError, describe_memory_error, find_input_error, quiet_engine
 from .evaluation import is_done
+from .itk_modules import load_itk_modules
 from .output_lock import alone_in
 from .overlap import InBackground
 from .report import file_states, input_paths, versions, write_report
@@ -99,6 +100,7 @@ class CaseQueue(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         """Yield preprocessed cases."""
+        load_itk_modules()
         following: Future[Any] | None = None
         while self._left:
             case = self._left[0]

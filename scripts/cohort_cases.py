@@ -21,7 +21,7 @@ from typing import Any
 
 from .datasets import cases_of_rows, read_datalist
 from .errors import InputError
-from .input_files import IMAGE_SUFFIXES, check_output_dir, existing_path, from_home, is_absent, stem
+from .input_files import IMAGE_SUFFIXES, absolute, check_output_dir, existing_path, is_absent, stem
 from .reading import read_header
 
 Case = dict[str, Any]
@@ -95,7 +95,7 @@ def _one_to_many(template: Any, images: Any) -> list[Case]:
     if is_absent(template) or is_absent(images):
         raise InputError("--template FILE and --images FOLDER belong together; give both")
     fixed = existing_path("template", template, Path())
-    folder = from_home(str(images))
+    folder = absolute(str(images))
     if not folder.is_dir():
         raise InputError(f"images: '{folder}' is not a folder; give the folder of the moving images")
     paths = [

@@ -31,7 +31,7 @@ from scripts.errors import InputError
 def write_default_weights(checkpoint: Path, out: Path) -> str:
     """Write the weights of a checkpoint as a plain state dict in half precision, and list the file's hash.
 
-    The shape that the weights are made for stands in the state dict's ``_metadata``.
+    The shape and the preprocessing that the weights are made for stand in the state dict's ``_metadata``.
 
     Args:
         checkpoint: best.pt or last.pt of a training run here.
@@ -44,14 +44,15 @@ def write_default_weights(checkpoint: Path, out: Path) -> str:
         InputError: the checkpoint is not of the registration network, does not tell its shape, or has weights that
             half precision can't hold.
     """
-    state, spatial_shape = read_checkpoint(checkpoint)
+    state, spatial_shape, preprocessing = read_checkpoint(checkpoint)
     if spatial_shape is None or architecture_of(state).stage is None:
         raise InputError(f"{checkpoint} is no checkpoint of a training run here; give its best.pt or last.pt")
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     if not all(bool(torch.isfinite(value).all()) for value in half.values()):
         raise InputError(f"{checkpoint} has weights or statistics beyond half precision's range")
     plain = OrderedDict(half)  # as the model zoo's checks load it; PyTorch's own place for facts about a state dict
-    plain._metadata = {"": {"version": 1, "spatial_shape": list(spatial_shape)}}  # type: ignore[attr-defined]
+    facts = {"version": 1, "spatial_shape": list(spatial_shape), **preprocessing}
+    plain._metadata = {"": facts}  # type: ignore[attr-defined]
     with replacing(out) as temporary:
         torch.save(plain, temporary)
     sha256 = str(describe_weights(out)["sha256"])

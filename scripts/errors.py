@@ -26,7 +26,10 @@ class InputError(ValueError):
     """An option, a file or its content can't be used; the message, always one line, says what to do."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__("\\n".join(str(message).splitlines()))  # file names and contents may have line ends
+        text = str(message)
+        if text.startswith("Caught ") and "\nOriginal Traceback" in text:  # from a process of PyTorch's DataLoader
+            text = text.rstrip().splitlines()[-1].partition("Error: ")[2]
+        super().__init__("\\n".join(text.splitlines()))  # file names and contents may have line ends
 
 
 class InputFileError(InputError, FileNotFoundError):

@@ -33,6 +33,7 @@ from .published_weights import ROOT, bundle_folder
 from .seeding import check_device
 
 FORMATS = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
+FACT_NAMES = ("match_orientation", "ct_window", "mr_percentiles")
 FACTS = "registration.json"  # in the file: what an inference has to know of its weights
 
 
@@ -61,8 +62,8 @@ class ExportedNetwork(nn.Module):
         self.spatial_shape = program.spatial_shape
         self.path = path
         facts = json.loads(program.facts or "{}")
-        self.match_orientation: bool | None = facts.get("match_orientation")
-        """Whether its weights expect images that are turned alike; None where the file does not tell."""
+        self.preprocessing = {name: value for name, value in facts.items() if name in FACT_NAMES and value is not None}
+        """What the file records of the preprocessing that its weights are made for."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the ddf (1, 3, D, H, W), voxels, of a pair (1, 2, D, H, W)."""

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.networks.utils import convert_to_onnx, convert_to_torchscript
@@ -31,6 +31,7 @@ from .checkpoints import load_weights
 from .errors import InputError
 from .exported_network import FACTS, FORMATS, load_exported
 from .network import RegistrationNetwork
+from .weights_preprocessing import recorded_preprocessing
 
 OPSET = 20  # the first one of ONNX whose GridSample takes volumes
 TOLERANCE = 1e-2  # voxels; rounding in another order is 1e-5 to 1e-3 (docs/exports.md), a wrong operator far more
@@ -54,14 +55,16 @@ def example_pair(shape: Sequence[int], device: torch.device | str = "cpu", seed:
 
 
 @torch.no_grad()
-def export_network(network: RegistrationNetwork, out: str | Path, match_orientation: bool | None = None) -> Exported:
+def export_network(
+    network: RegistrationNetwork, out: str | Path, preprocessing: Mapping[str, Any] | None = None
+) -> Exported:
     """Write a network for pairs of its own ``spatial_shape`` and compare what the file computes with it.
 
     Args:
         network: with its weights, in eval mode, on the device where the file is to compute.
         out: .ts, .pt2 or .onnx; appears when it is whole and was compared.
-        match_orientation: whether the weights expect images that are turned alike; noted in the file, which an
-            inference follows.
+        preprocessing: that the weights are made for, fields of
+            :class:`scripts.weights_preprocessing.Preprocessing`; noted in the file, which an inference follows.
 
     Raises:
         InputError: another ending, or packages that are missing.
@@ -72,7 +75,7 @@ def export_network(network: RegistrationNetwork, out: str | Path, match_orientat
     device = next(network.parameters()).device
     image = example_pair(network.spatial_shape, device)
     expected = network(image)
-    facts = json.dumps({} if match_orientation is None else {"match_orientation": match_orientation})
+    facts = json.dumps(dict(preprocessing or {}))
     with replacing(out) as temporary:
         _write(network, image, facts, temporary)
         difference = float((load_exported(temporary, device)(image) - expected).abs().max())
@@ -137,7 +140,7 @@ def export(
     _check_ending(Path(out))  # before any heavy work
     network = create_registration_network(model, ckpt_path, bundle_root, network_shape)
     network = load_weights(network, model, ckpt_path, bundle_root, device)
-    done = export_network(network, out, match_orientation=model == "default" and not ckpt_path)  # as inference.yaml
+    done = export_network(network, out, recorded_preprocessing(model, ckpt_path, bundle_root))
     print(
         f"{done.path}: {FORMATS[done.path.suffix]} for pairs of {network.spatial_shape} voxels; its displacements,"
         f" up to {done.size:.1f} voxels, differ from the network's by {done.difference:.1e} voxels at most"

@@ -138,7 +138,7 @@ def convert_field(
     if name == "fsl":
         if moving is None:
             raise InputError("convert 'fsl' needs the moving image, whose header its values depend on: give --moving")
-        write_fsl(displacement_mm, affine, folder / FSL_NAME, *moving, xform_code)
+        write_fsl(displacement_mm, affine, folder / FSL_NAME, *moving[:2], xform_code)
         return FSL_NAME
     file_name, write = WRITERS[check_format(name)]
     write(displacement_mm, affine, folder / file_name, xform_code)

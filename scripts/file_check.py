@@ -34,6 +34,7 @@ from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from .errors import InputError, InputFileError
+from .itk_modules import load_itk_modules
 from .landmarks import read_landmarks
 from .validation import check_header
 
@@ -42,12 +43,13 @@ logger = logging.getLogger(__name__)
 MOST_NAMED = 5  # files in one error line
 
 
-def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> int:
+def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True, match_orientation: bool = False) -> int:
     """Check all files that records name; return how many. Warn of sets whose images have different orientations.
 
     Args:
         records: of :mod:`scripts.training_lists`.
         progress: show a progress bar.
+        match_orientation: images are turned alike, so that orientations may differ without a warning.
 
     Raises:
         InputError: naming the files that can't be used, all at once.
@@ -65,6 +67,8 @@ def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> 
         if "landmarks" in image:
             files["landmarks", str(image["landmarks"])] = (image.get("landmark_space", "LPS"),)
     jobs = [(kind, path, *rest) for (kind, path), rest in files.items()]
+    if jobs:
+        load_itk_modules()
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) * 4)) as pool:
         found = list(tqdm(pool.map(_look, jobs), total=len(jobs), desc="checking files", disable=not progress))
     problems = [problem for problem, _ in found if problem]
@@ -78,9 +82,10 @@ def check_files(records: Sequence[Mapping[str, Any]], progress: bool = True) -> 
         if kind == "image":
             orientations.setdefault(set_of[path], Counter())[orientation] += 1
     for name, counts in orientations.items():
-        if len(counts) > 1:
+        if len(counts) > 1 and not match_orientation:
             logger.warning(
-                "data set '%s' mixes orientations (%s): such pairs start flipped against each other; reorient them",
+                "data set '%s' mixes orientations (%s): such pairs start flipped against each other; give"
+                " --match_orientation True, or reorient them",
                 *(name, ", ".join(f"{count} {code}" for code, count in counts.most_common())),
             )
     return len(jobs)

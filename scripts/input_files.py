@@ -72,7 +72,10 @@ def path_text(option: str, value: Any) -> str:
 
 
 def existing_path(option: str, value: Any, base: Path) -> str:
-    """Return an existing, readable path; ``a::b`` is also looked for as ``a#b``, which MONAI can't pass on."""
+    """Return an existing, readable path, absolute; ``a::b`` is also looked for as ``a#b``, which MONAI can't pass on.
+
+    Links are not followed: a link's own name stays.
+    """
     text = path_text(option, value)
     candidates = [text] if "::" not in text else [text, text.replace("::", "#")]
     paths = [path for path in (base / from_home(name, base) for name in candidates) if os.path.exists(path)]
@@ -102,7 +105,12 @@ def existing_path(option: str, value: Any, base: Path) -> str:
                 file.read(1)
     except OSError as error:
         raise InputFileError(f"{option}: '{path}' can't be read ({error.strerror}); check its permissions") from error
-    return str(path)
+    return str(absolute(path))
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Return a path that means the same file whatever the working directory becomes; links are not followed."""
+    return Path(os.path.abspath(from_home(os.fspath(path))))
 
 
 def check_name_length(option: str, path: Path) -> None:
@@ -127,7 +135,7 @@ def check_name_length(option: str, path: Path) -> None:
 
 
 def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
-    """Return the output folder if it can be written or made, leaving nothing behind.
+    """Return the output folder, absolute, if it can be written or made, leaving nothing behind.
 
     Raises:
         InputError: no folder given, a file is in the way, or no right to write.
@@ -143,6 +151,7 @@ def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
             f"{option} '{folder}': there is no user '{folder.parts[0][1:]}' whose home folder it could be; write"
             f" ./{folder} for a folder of that name"
         )
+    folder = absolute(text)
     check_name_length(option, folder)
     existing = folder
     while not existing.exists() and existing != existing.parent:

@@ -25,6 +25,7 @@ from nibabel.quaternions import quat2mat
 from .errors import InputFileError
 from .header_geometry import AGREE_VOXELS, corner_gap_mm, without_shear
 
+XFORM_CODES = range(6)
 MM_OF_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # of xyzt_units; 0 says nothing: mm
 SECONDS_OF_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}
 _UNIT_NAMES = {1: "meters", 3: "micrometers"}
@@ -54,6 +55,11 @@ def nifti_geometry(path: str, header: Any, shape: tuple[int, ...]) -> NiftiGeome
     """
     pixdim = np.array(header["pixdim"][1:4], float)
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    for name, code in (("sform_code", sform_code), ("qform_code", qform_code)):
+        if code not in XFORM_CODES:
+            raise InputFileError(
+                f"'{path}' has {name} = {code} in its header, which names no world; repair it (0 to 5)"
+            )
     said: list[str] = []
     if sform_code > 0:
         name = f"sform, code {sform_code}"

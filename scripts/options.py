@@ -29,6 +29,7 @@ from monai.utils import ensure_tuple
 
 from .datasets import did_you_mean
 from .errors import InputError, report_plainly
+from .tracking import check_tracking
 
 # arguments of MONAI's `run` and `run_workflow` themselves, not options of ours
 COMMAND_ARGUMENTS = frozenset(
@@ -75,6 +76,7 @@ def check_options(config_files: Iterable[str] | str | None = None, also: Iterabl
         known |= TRACKING_IDS
     raise_unknown(options, known | set(_referenced(config)), suggestions=known - MONAI_IDS)
     refuse_words_for_switches(config, declared_values(files))
+    check_tracking(config)
 
 
 def refuse_words_for_switches(config: Mapping[str, Any], declared: Mapping[str, Any]) -> None:

@@ -15,13 +15,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import torch
 
 from .atomic import unwritable
 from .errors import InputError
-from .input_files import from_home
+from .input_files import absolute
 
 try:
     import fcntl
@@ -63,10 +62,10 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
         yield
         _meet()
         return
-    folder = from_home(str(folder))
-    is_new = not Path(folder).exists()
+    folder = absolute(folder)
+    is_new = not folder.exists()
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(folder, error.strerror or error) from error
     try:
@@ -77,7 +76,7 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
     finally:
         if is_new:
             with suppress(OSError):  # there are results in it
-                Path(folder).rmdir()
+                folder.rmdir()
 
 
 @contextmanager

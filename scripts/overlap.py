@@ -25,6 +25,7 @@ from monai.transforms import Transform
 from torch.utils.data import Dataset
 
 from .errors import quiet_engine
+from .itk_modules import load_itk_modules
 from .output_lock import alone_in
 
 Case = dict[Hashable, Any]
@@ -54,6 +55,7 @@ class ReadAhead(Dataset):
         ahead, self._next = self._next, None
         item = ahead[1].result() if ahead is not None and ahead[0] == index else self.dataset[index]
         if index + 1 < len(self):
+            load_itk_modules()
             self._next = (index + 1, self._pool.submit(self.dataset.__getitem__, index + 1))
         return item
 

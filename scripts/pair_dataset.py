@@ -16,6 +16,7 @@ Caching is MONAI's: ``CacheDataset`` (memory), ``PersistentDataset`` (disk) or `
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,11 +32,16 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
 from .datasets import did_you_mean
-from .errors import InputError
-from .pair_sampling import PAIRS_PER_EPOCH, Draw, build_sets
+from .errors import InputError, find_input_error
+from .input_files import absolute
+from .itk_modules import load_itk_modules
+from .pair_sampling import PAIRS_PER_EPOCH, Draw, PairSet, build_sets
 from .synthetic import SyntheticPairs
 from .training_preprocessing import unpack
 
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 3  # images, for their modality, where there is no cache
 CACHES = ("memory", "disk", "none")
 SYNTHETIC_SPACING_MM = 2.0  # of synthetic pairs, which have no world of their own
 
@@ -86,7 +92,7 @@ class PairDataset(TorchDataset):
     ) -> None:
         if cache not in CACHES:
             raise InputError(f"cache: expected one of {', '.join(CACHES)}, got '{cache}'")
-        self.sets, records = build_sets(data, pairs_per_epoch)
+        self.sets, records = build_sets(data, pairs_per_epoch, prefer_labels=max_labels > 0)
         self.is_training = pairs_per_epoch is not None
         self.shape = tuple(int(n) for n in spatial_shape)
         self.seed, self.max_labels = int(seed), int(max_labels)
@@ -101,7 +107,8 @@ class PairDataset(TorchDataset):
         }
         made = any(generator.same_contrast < 1 for generator in self.generators.values())
         self.has_contrasts = made or any(_several_contrasts(record) for record in data)
-        self.images = _cached(records, transform, cache, cache_dir, num_workers, progress)
+        self.images, doubts = _cached(records, transform, cache, cache_dir, num_workers, progress)
+        _warn_of_modalities(self.sets, records, doubts)
         if self.has_contrasts and cache != "none":  # else when a pair is made
             for contrasts in (subject.contrasts for pair_set in self.sets for subject in pair_set.subjects()):
                 _check_same_grid(*(self.images[number] for number in contrasts.values()))
@@ -126,7 +133,20 @@ class PairDataset(TorchDataset):
         return pair_set.draw(self.seed, number, epoch, place - int(self.ends[number]) + pair_set.size)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return pair ``index``."""
+        """Return pair ``index``.
+
+        Raises:
+            InputError: an image can't be used.
+        """
+        try:
+            return self._make(index)
+        except Exception as error:
+            known = find_input_error(error)
+            if known is None or known is error:
+                raise
+            raise type(known)(str(known)) from error  # a process of a DataLoader hands on the outermost error alone
+
+    def _make(self, index: int) -> dict[str, Any]:
         draw = self.draw(index)
         item = self._synthetic(draw) if draw.fixed < 0 else self._real(draw)
         item |= {"set": draw.set_name, "seed": torch.tensor(draw.seed)}
@@ -214,6 +234,24 @@ def _check_same_grid(first: Mapping[str, Any], *others: Mapping[str, Any]) -> No
             )
 
 
+class _MemoryCache(CacheDataset):
+    """MONAI's, filled by threads that have ended when it is full, or when an image can't be used.
+
+    The threads of MONAI's own pool go on after an error; Python's end then breaks them off within ITK's code, which
+    aborts the process.
+    """
+
+    def _fill_cache(self, indices: Any = None) -> list:
+        numbers = range(self.cache_num) if indices is None else indices
+        return _in_threads(self._load_cache_item, numbers, self.num_workers, self.progress)
+
+
+def _in_threads(function: Callable[[int], Any], numbers: Sequence[int], workers: int | None, progress: bool) -> list:
+    """Return a function's results in order; when one raises, those that run end first, and the others do not begin."""
+    with ThreadPoolExecutor(max(1, workers or 1)) as pool:
+        return list(tqdm(pool.map(function, numbers), total=len(numbers), desc="cache", disable=not progress))
+
+
 def _cached(
     records: list[dict[str, Any]],
     transform: Callable,
@@ -221,22 +259,54 @@ def _cached(
     cache_dir: str | None,
     num_workers: int,
     progress: bool,
-) -> Dataset:
-    """Return the preprocessed images; memory and disk caches are full when this returns, so that a bad file shows."""
+) -> tuple[Dataset, dict[int, str]]:
+    """Return the preprocessed images, and by number what makes their modality doubtful.
+
+    Memory and disk caches are full when this returns, so that a bad file shows. Without a cache, the first images are
+    looked at.
+    """
     # a changed file must not be answered from the cache on disk
     stamped = [{**record, "modified": _modified(record)} for record in records]
+    if records:
+        load_itk_modules()  # before the threads that fill the cache, and the processes that load pairs
     if cache == "memory":
-        return CacheDataset(stamped, transform, num_workers=max(1, num_workers), progress=progress, copy_cache=False)
+        images: Dataset = _MemoryCache(
+            stamped, transform, num_workers=max(1, num_workers), progress=progress, copy_cache=False
+        )
+        return images, _doubts({number: images[number] for number in range(len(records))})
     if cache == "none" or not records:
-        return Dataset(stamped, transform)
+        images = Dataset(stamped, transform)
+        return images, _doubts({number: images[number] for number in range(min(LOOKED_AT, len(records)))})
     if not cache_dir:
         raise InputError("cache disk needs a folder: give --cache_dir FOLDER")
-    persistent = PersistentDataset(stamped, transform, Path(cache_dir), hash_transform=pickle_hashing)
+    images = PersistentDataset(stamped, transform, absolute(cache_dir), hash_transform=pickle_hashing)
     mine = range(idist.get_rank(), len(records), idist.get_world_size())
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        list(tqdm(pool.map(persistent.__getitem__, mine), total=len(mine), desc="cache", disable=not progress))
+
+    def fill(number: int) -> dict[int, str]:  # and forget the image: all of them may not fit into memory
+        return _doubts({number: images[number]})
+
+    doubts = {
+        number: text for found in _in_threads(fill, mine, num_workers, progress) for number, text in found.items()
+    }
     idist.barrier()
-    return persistent
+    return images, doubts
+
+
+def _doubts(images: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    return {number: image["modality_doubt"] for number, image in images.items() if image.get("modality_doubt")}
+
+
+def _warn_of_modalities(sets: Sequence[PairSet], records: Sequence[Mapping[str, Any]], doubts: dict[int, str]) -> None:
+    """Say once for each data set how many of its images do not look like their modality."""
+    for pair_set in sets:
+        numbers = {number for subject in pair_set.subjects() for number in subject.contrasts.values()}
+        found = sorted(numbers & set(doubts))
+        if found:
+            logger.warning(
+                "data set '%s': %d of %d images do not look like their modality; the first, '%s', %s. Correct the"
+                " modality in the list, or the files",
+                *(pair_set.name, len(found), len(numbers), records[found[0]]["image"], doubts[found[0]]),
+            )
 
 
 def _modified(record: Mapping[str, Any]) -> str:

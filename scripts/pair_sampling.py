@@ -28,6 +28,7 @@ from .training_lists import PAIRINGS, image_record
 
 PAIRS_PER_EPOCH = 1000  # of each data set (uniGradICON)
 SYNTHETIC_VALIDATION_PAIRS = 8
+LABELLED_SHARE = 0.5  # of random pairs, at least, have labels in both images where labels are preferred
 VALIDATION_SEED = 2**31  # synthetic validation pairs never are training pairs
 
 
@@ -36,6 +37,7 @@ class Subject(NamedTuple):
 
     name: str
     contrasts: Mapping[str, int]
+    has_label: bool = False
 
 
 class Draw(NamedTuple):
@@ -64,6 +66,8 @@ class PairSet:
         synthetic: options of the generator, for a set without images.
         pairing: "inter_subject" or "intra_subject", for ``subjects``.
         pairs_per_epoch: see the name; None for each pair once, in order (validation).
+        prefer_labels: draw at least :data:`LABELLED_SHARE` of random pairs among the subjects with labels, where some
+            have none: with a few of many, nearly no pair would have labels in both images.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class PairSet:
         synthetic: Mapping[str, Any] | None = None,
         pairing: str = PAIRINGS[0],
         pairs_per_epoch: int | None = PAIRS_PER_EPOCH,
+        prefer_labels: bool = False,
     ) -> None:
         self.name, self.synthetic = name, synthetic
         self.pairs = list(pairs)
@@ -96,6 +101,8 @@ class PairSet:
             self.size = pairs_per_epoch
         else:
             self.size = len(self.pairs) or int((synthetic or {}).get("pairs", SYNTHETIC_VALIDATION_PAIRS))
+
+        self.labelled = _labelled(self.groups, self.is_intra) if prefer_labels and self.is_random else []
 
     def _neighbors(self) -> list[tuple[Subject, Subject]]:
         """Return the fixed validation pairs of a list of images: each with the next one."""
@@ -120,13 +127,18 @@ class PairSet:
             round_number, place = divmod(position, len(self.pairs))
             order = np.random.default_rng([seed, set_number, round_number, 1]).permutation(len(self.pairs))
             fixed, moving = self.pairs[order[place]]
-        elif self.is_intra:
-            group = self.groups[random.integers(len(self.groups))]
-            fixed, moving = (group[n] for n in random.choice(len(group), 2, replace=False))
         else:
-            first, second = random.choice(len(self.groups), 2, replace=False)
-            fixed, moving = (group[random.integers(len(group))] for group in (self.groups[first], self.groups[second]))
+            groups = self.labelled if self.labelled and random.random() < LABELLED_SHARE else self.groups
+            fixed, moving = self._draw_of(groups, random)
         return self._choose_contrasts(fixed, moving, pair_seed, random)
+
+    def _draw_of(self, groups: Sequence[Sequence[Subject]], random: np.random.Generator) -> tuple[Subject, Subject]:
+        if self.is_intra:
+            group = groups[int(random.integers(len(groups)))]
+            first, second = (int(n) for n in random.choice(len(group), 2, replace=False))
+            return group[first], group[second]
+        one, other = (groups[int(n)] for n in random.choice(len(groups), 2, replace=False))
+        return one[int(random.integers(len(one)))], other[int(random.integers(len(other)))]
 
     def _choose_contrasts(self, fixed: Subject, moving: Subject, seed: int, random: np.random.Generator) -> Draw:
         """Draw what the network sees of each, and one contrast that both have for the similarity."""
@@ -143,18 +155,27 @@ class PairSet:
         return Draw(self.name, seen[0], seen[1], compared[0], compared[1], anatomy[0], anatomy[1], seed)
 
 
+def _labelled(groups: Sequence[Sequence[Subject]], is_intra: bool) -> list[list[Subject]]:
+    """Return the subjects with labels, as groups that pairs can be drawn from; [] where all or too few have some."""
+    found = [[subject for subject in group if subject.has_label] for group in groups]
+    found = [group for group in found if len(group) > int(is_intra)]
+    is_enough = len(found) > int(not is_intra)
+    return found if is_enough and sum(map(len, found)) < sum(map(len, groups)) else []
+
+
 def _choice(contrasts: Mapping[str, int], random: np.random.Generator) -> int:
     return list(contrasts.values())[random.integers(len(contrasts))]
 
 
 def build_sets(
-    records: Sequence[Mapping[str, Any]], pairs_per_epoch: int | None = PAIRS_PER_EPOCH
+    records: Sequence[Mapping[str, Any]], pairs_per_epoch: int | None = PAIRS_PER_EPOCH, prefer_labels: bool = False
 ) -> tuple[list[PairSet], list[dict[str, Any]]]:
     """Return the data sets of records and the images to load, each once.
 
     Args:
         records: of :func:`scripts.training_lists.load_records`, or plain ``{"image": path, "label": path}``.
         pairs_per_epoch: of sets that do not say; None for validation, where each pair comes once.
+        prefer_labels: see :class:`PairSet`.
 
     Returns:
         sets, and images with ``image``, ``image_modality`` and, where given, ``mask``, ``label``, ``landmarks``.
@@ -177,7 +198,7 @@ def build_sets(
                 known[key] = len(images)
                 images.append(item)
             contrasts[contrast] = known[key]
-        return Subject(record["subject"], contrasts)
+        return Subject(record["subject"], contrasts, "label" in record)
 
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -190,5 +211,6 @@ def build_sets(
         subjects = [subject_of(m) for m in members if "images" in m or "image" in m]
         if given and subjects:
             raise InputError(f"data set '{name}' mixes images and pairs; make two data sets of them")
-        sets.append(PairSet(name, given, subjects, first.get("synthetic"), first.get("pairing", PAIRINGS[0]), count))
+        pairing = first.get("pairing", PAIRINGS[0])
+        sets.append(PairSet(name, given, subjects, first.get("synthetic"), pairing, count, prefer_labels))
     return sets, images

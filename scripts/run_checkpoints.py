@@ -11,8 +11,9 @@
 """Checkpoints of a training run: written whole or not at all, the last state and the best weights; exact resume.
 
 ``last.pt`` holds ``model`` (a plain state dict), ``optimizer``, ``lr_scheduler``, ``trainer`` (iteration and epoch) and
-``best``; ``best.pt`` holds ``model``. Both are weights for inference's ``--ckpt_path``. What is random in training
-follows from seed, epoch and number of a pair (:mod:`scripts.pair_sampling`), so no random state needs to be kept.
+``best``; ``best.pt`` holds ``model``. Both are weights for inference's ``--ckpt_path``, and record in ``network`` the
+shape and the preprocessing that these are made for. What is random in training follows from seed, epoch and number of a
+pair (:mod:`scripts.pair_sampling`), so no random state needs to be kept.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from torch import nn
 
 from .atomic import remove, replacing
 from .errors import InputError, InputFileError
+from .input_files import absolute
 from .validation_metrics import HIGHER_IS_BETTER
+from .weights_preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class AtomicSaver(BaseSaveHandler):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = absolute(folder)
 
     def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
         """Write one checkpoint."""
@@ -70,16 +73,28 @@ class SaveBest:
         network: whose weights are kept.
         figure: the key metric, of :data:`scripts.validation_metrics.FIGURES`.
         prefix: of its name in the engine's metrics.
+        preprocessing: that the weights are trained with; kept beside them.
     """
 
-    def __init__(self, ckpt_dir: str, network: nn.Module, figure: str, prefix: str = "") -> None:
+    def __init__(
+        self,
+        ckpt_dir: str,
+        network: nn.Module,
+        figure: str,
+        prefix: str = "",
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         sign = 1 if figure in HIGHER_IS_BETTER else -1
 
         def score(engine: Engine) -> float:
             return sign * float(engine.state.metrics[prefix + figure])
 
         self.checkpoint = Checkpoint(
-            {"model": network, "network": _Facts(facts_of(network)), "key_metric": _Facts({"name": figure})},
+            {
+                "model": network,
+                "network": _Facts(facts_of(network, preprocessing)),
+                "key_metric": _Facts({"name": figure}),
+            },
             AtomicSaver(ckpt_dir),
             filename_pattern=BEST,
             score_function=score,
@@ -118,9 +133,10 @@ class _Facts:
         return self.facts
 
 
-def facts_of(network: nn.Module) -> dict[str, Any]:
-    """Return what weights alone do not tell: the shape they are made for."""
-    return {"spatial_shape": [int(n) for n in network.spatial_shape]}  # type: ignore[union-attr]
+def facts_of(network: nn.Module, preprocessing: Preprocessing | None = None) -> dict[str, Any]:
+    """Return what weights alone do not tell: the shape and the preprocessing they are made for."""
+    shape = {"spatial_shape": [int(n) for n in network.spatial_shape]}  # type: ignore[union-attr]
+    return {**shape, **(preprocessing.facts() if preprocessing is not None else {})}
 
 
 class SaveLast:
@@ -135,12 +151,21 @@ class SaveLast:
         lr_scheduler: likewise.
         best: of :class:`SaveBest`, or None.
         interval: iterations between saves within an epoch; 0 saves at its end only.
+        preprocessing: that the weights are trained with; kept beside them.
     """
 
     def __init__(
-        self, ckpt_dir: str, network: nn.Module, optimizer: Any, lr_scheduler: Any, best: Any = None, interval: int = 0
+        self,
+        ckpt_dir: str,
+        network: nn.Module,
+        optimizer: Any,
+        lr_scheduler: Any,
+        best: Any = None,
+        interval: int = 0,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.saver = AtomicSaver(ckpt_dir)
+        self.preprocessing = preprocessing
         self.network = network
         self.objects = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         if best is not None:
@@ -164,7 +189,7 @@ class SaveLast:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters()):
             raise InputError("the weights are no longer finite; the last good state stays. Lower learning_rate")
         state = {name: item.state_dict() for name, item in self.objects.items()}
-        state["network"] = facts_of(self.network)
+        state["network"] = facts_of(self.network, self.preprocessing)
         state["trainer"] = dict(engine.state_dict())
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
@@ -203,7 +228,7 @@ class Resume:
         self, ckpt_dir: str, resume: bool, objects: Mapping[str, Any], sampler: Any = None, batch_size: int = 1
     ) -> None:
         check_new_run(ckpt_dir, resume)
-        self.path = Path(ckpt_dir) / LAST
+        self.path = absolute(ckpt_dir) / LAST
         self.objects, self.sampler, self.batch_size = dict(objects), sampler, int(batch_size)
 
     def attach(self, engine: Engine) -> None:
@@ -259,7 +284,7 @@ def _follow(scheduler: Any, rates: list[float]) -> None:
 
 def is_new_run(ckpt_dir: str) -> bool:
     """Tell whether a folder holds no run to resume yet."""
-    return not (Path(ckpt_dir) / LAST).exists()
+    return not (absolute(ckpt_dir) / LAST).exists()
 
 
 def check_new_run(ckpt_dir: str | Path, resume: bool) -> None:

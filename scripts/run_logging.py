@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, cast
@@ -26,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .coordinates import extent, identity_grid_like
+from .input_files import absolute
 from .network import CompositeTransform
 from .report import peak_memory_mib
 from .training import terms_of
@@ -43,8 +45,16 @@ class TermsProgressBar(ProgressBar):
         super().attach(engine, output_transform=terms_of, **kwargs)
 
 
+def log_epoch(engine: Engine) -> None:
+    """Log the means of a training epoch in one line."""
+    figures = " ".join(f"{name}: {float(value):.4g}" for name, value in sorted(engine.state.metrics.items()))
+    engine.logger.info("Epoch[%d] Metrics -- %s", engine.state.epoch, figures)
+
+
 class EpochFigures:
     """Add to the trainer's metrics, which the loggers write: ``learning_rate, pairs_per_second, memory_mib``.
+
+    Means that an epoch has no value of (a Dice loss without a pair that has labels in common) are removed.
 
     Args:
         optimizer: whose learning rate is meant (of its first group).
@@ -57,6 +67,8 @@ class EpochFigures:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, before the loggers and what changes the learning rate."""
+        # the means of an epoch choose no checkpoint: MONAI shall not announce the first ones as the best
+        engine.state.best_metric_epoch = 0  # type: ignore[attr-defined]
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -67,6 +79,8 @@ class EpochFigures:
         """Add the figures of the epoch that ends."""
         pairs = (engine.state.iteration - self._first) * self.batch_size * idist.get_world_size()
         figures = engine.state.metrics
+        for name in [name for name, value in figures.items() if math.isnan(float(value))]:
+            del figures[name]
         figures["pairs_per_second"] = pairs / max(time.perf_counter() - self._began, 1e-9)
         figures["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else peak_memory_mib()
@@ -150,4 +164,4 @@ def summary_writer(log_dir: str) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter  # slow to import, and only wanted here
 
-    return SummaryWriter(log_dir=log_dir)
+    return SummaryWriter(log_dir=str(absolute(log_dir)))

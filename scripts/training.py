@@ -89,7 +89,8 @@ class PairInferer(Inferer):
 
         Returns:
             ``forward_fields`` and ``inverse_fields`` (detached), and ``terms``: the objective's terms by name, each
-            (B,) with the batch's value, ``loss`` with its graph.
+            (B,) with the batch's value, ``loss`` with its graph; ``dice_loss`` only where the objective has a Dice
+            term and a pair of the batch has labels in common.
         """
         fields = network(inputs)
         # under autocast the network is in half precision; the objective, with its differences of 0.001, is not
@@ -100,12 +101,22 @@ class PairInferer(Inferer):
             generator = torch.Generator(device=inputs.device).manual_seed(int(kwargs.get("seed", 0)))
             regions = {name: kwargs.get(name) for name in _REGIONS}
             terms: LossTerms = self.objective(*transforms, moving, fixed, generator=generator, **regions)
-        batch = {name: value.float().expand(len(inputs)) for name, value in terms._asdict().items()}
+        named = terms._asdict()
+        dice = named.pop("dice")  # of LossTerms: 0 also where there is none
+        if getattr(self.objective, "dice_weight", 0) > 0 and _has_labels(kwargs):
+            named["dice_loss"] = dice
+        batch = {name: value.float().expand(len(inputs)) for name, value in named.items()}
         forward_fields, inverse_fields = ([field.detach() for field in direction] for direction in fields)
         return {"forward_fields": forward_fields, "inverse_fields": inverse_fields, "terms": batch}
 
 
 _REGIONS = ("moving_mask", "fixed_mask", "moving_label", "fixed_label")
+
+
+def _has_labels(kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether both sides of a batch have labels other than 0; training hands on those in common only."""
+    labels = [kwargs.get(name) for name in ("moving_label", "fixed_label")]
+    return all(label is not None and bool((label != 0).any()) for label in labels)
 
 
 def total_loss(prediction: Mapping[str, Any], targets: Any = None) -> Tensor:

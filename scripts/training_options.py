@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 from .file_check import check_files
-from .input_files import check_output_dir
-from .run_checkpoints import check_new_run
+from .input_files import absolute, check_output_dir
+from .run_checkpoints import LAST, check_new_run
 from .training_lists import require_records
+from .weights_preprocessing import Preprocessing, choose_preprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ def check_training(
     records: Sequence[Mapping[str, Any]],
     val_records: Sequence[Mapping[str, Any]] = (),
     check_data: bool = True,
+    match_orientation: bool = True,
     dice_weight: float = 0.0,
     ckpt_dir: Any = None,
     resume: bool = False,
@@ -40,6 +43,7 @@ def check_training(
         records: of the training list.
         val_records: of the validation list.
         check_data: look at every file.
+        match_orientation: images are turned alike, so that their orientations may differ.
         dice_weight: of the objective; above 0 it needs labels.
         ckpt_dir: folder of the run.
         resume: go on with the run there; False refuses to overwrite one.
@@ -51,17 +55,61 @@ def check_training(
     require_records(records)
     check_output_dir(ckpt_dir, "ckpt_dir")
     check_new_run(ckpt_dir, resume)
-    if dice_weight > 0 and not any(_has_label(record) for record in records):
-        raise InputError(
-            "dice_weight is above 0, but no image of train_datalist has a label; add labels, or set it to 0"
-        )
+    _check_labels(records, dice_weight)
     if not val_records:
         logger.warning("no val_datalist: nothing is validated, and only last.pt is kept")
     if check_data:
-        count = check_files([*records, *val_records], progress)
+        count = check_files([*records, *val_records], progress, match_orientation)
         logger.info("%d files checked", count)
 
 
-def _has_label(record: Mapping[str, Any]) -> bool:
-    sides = [record[side] for side in ("fixed", "moving") if isinstance(record.get(side), Mapping)]
-    return "synthetic" in record or any("label" in image for image in (record, *sides))
+def choose_training_preprocessing(
+    ckpt_dir: str,
+    resume: bool = False,
+    model: str = "none",
+    init_ckpt: str | Path | None = None,
+    bundle_root: str | Path = ".",
+    **options: Any,
+) -> Preprocessing:
+    """Return how images are prepared in training: as options say, else as the weights to start from were made for.
+
+    A run that is resumed goes on as its ``last.pt`` records. From nothing, images are turned alike.
+
+    Args:
+        ckpt_dir: folder of the run.
+        resume: go on with the run there.
+        model: weights to start from, see :func:`scripts.weights_preprocessing.choose_preprocessing`.
+        init_ckpt: own weights to start from; they win over ``model``.
+        bundle_root: folder that holds models/.
+        options: ``match_orientation``, ``ct_window``, ``mr_percentiles``.
+    """
+    last = absolute(ckpt_dir) / LAST
+    start = last if resume and last.is_file() else init_ckpt
+    return choose_preprocessing(model, start, bundle_root, **options)
+
+
+def _check_labels(records: Sequence[Mapping[str, Any]], dice_weight: float) -> None:
+    """Refuse a Dice loss that no pair can have, and say where labels are given that nothing uses."""
+    images = [image for record in records for image in (record, record.get("fixed"), record.get("moving")) if image]
+    count = sum("label" in image for image in images)
+    if dice_weight <= 0:
+        if count:
+            logger.warning(
+                "train_datalist names %d labels, but dice_weight is 0: training does not use them; --dice_weight 1 adds"
+                " a Dice loss",
+                count,
+            )
+        return
+    if any("synthetic" in record for record in records):
+        return
+    if not count:
+        raise InputError(
+            "dice_weight is above 0, but no image of train_datalist has a label; add labels, or set it to 0"
+        )
+    pairs = [record for record in records if "fixed" in record]
+    single = [record for record in records if "label" in record]
+    if len(single) < 2 and not any("label" in pair["fixed"] and "label" in pair["moving"] for pair in pairs):
+        raise InputError(
+            f"dice_weight is above 0, but no pair of train_datalist can have labels in both images ({count} with a"
+            " label); add labels, or set it to 0"
+        )

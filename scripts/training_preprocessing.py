@@ -53,7 +53,8 @@ class PackImaged(Transform):
     """Keep of a preprocessed image what training needs, as plain tensors: what is cached.
 
     ``image`` (1, D, H, W) in [0, 1] (0 to 255 as uint8), ``affine`` (4, 4) float64, ``path``, and where given ``mask``
-    (uint8), ``label`` (uint8, int16 or int32), ``landmarks`` (N, 3) float64.
+    (uint8), ``label`` (uint8, int16 or int32), ``landmarks`` (N, 3) float64, and ``modality_doubt``, why the values can
+    hardly be of the image's modality.
 
     Args:
         cache_dtype: "float16" (rounds by at most 0.00025), "uint8" (by 0.002) or "float32".
@@ -75,6 +76,8 @@ class PackImaged(Transform):
             "affine": plain(image.affine).double(),
             "path": str(image.meta.get("filename_or_obj", "image")),
         }
+        if "modality_doubt" in image.meta:
+            packed["modality_doubt"] = image.meta["modality_doubt"]
         if "loss_mask" in data:
             packed["mask"] = (plain(data["loss_mask"]) != 0).to(torch.uint8)
         if "label" in data:

@@ -91,7 +91,13 @@ class CheckImagesd(MapTransform):
 
     Args:
         keys: loaded images (1, I, J, K).
+        counted: leave such a line in ``.meta["modality_doubt"]`` instead: training says once how many images it
+            concerns.
     """
+
+    def __init__(self, keys: KeysCollection, counted: bool = False) -> None:
+        super().__init__(keys)
+        self.counted = counted
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data unchanged."""
@@ -103,7 +109,9 @@ class CheckImagesd(MapTransform):
                 raise InputError(f"{key}: {source(image)} is constant (all voxels are {lowest:g}); nothing to register")
             modality = data.get(f"{key}_modality")
             doubt = None if modality is None else modality_warning(image.as_tensor(), str(modality))
-            if doubt is not None:
+            if doubt is not None and self.counted:
+                image.meta["modality_doubt"] = doubt
+            elif doubt is not None:
                 add_warning(image, f"{key}: {source(image)} {doubt}")
         return dict(data)
 

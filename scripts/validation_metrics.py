@@ -102,7 +102,7 @@ class MeanFigure(Metric):
     """The mean of one figure over all pairs and processes, pairs without it left out; NaN if none has it.
 
     Args:
-        name: of :data:`FIGURES`, or of a term of the objective.
+        name: of :data:`FIGURES`, or of a term of the objective; steps without that term are left out.
     """
 
     def __init__(self, name: str) -> None:
@@ -117,7 +117,7 @@ class MeanFigure(Metric):
         """Add the pairs of an engine's (decollated) output."""
         for item in output:
             found = item["metrics"] if "metrics" in item else item["pred"]["terms"]
-            value = float(found[self.name])
+            value = float(found.get(self.name, math.nan))
             if math.isfinite(value):
                 self.total, self.count = self.total + value, self.count + 1
 
@@ -167,6 +167,11 @@ def is_better(name: str) -> Callable[[float, float], bool]:
     """Return (new, best so far) -> whether the new value of a figure is better, for MONAI's ``metric_cmp_fn``."""
     sign = 1 if name in HIGHER_IS_BETTER else -1
     return lambda new, best: sign * new > sign * best if math.isfinite(best) else math.isfinite(new)
+
+
+def never_best(new: float, best: float) -> bool:
+    """Return False: the means of a training epoch choose no checkpoint, so MONAI shall not announce a best one."""
+    return False
 
 
 class BroadcastBuffers:

@@ -66,7 +66,7 @@ def test_the_default_weights_give_the_same_in_each_format(
 ) -> None:
     exported = load_exported(files[ending])
     assert exported.spatial_shape == default_network.spatial_shape
-    assert exported.match_orientation is True
+    assert exported.preprocessing == {"match_orientation": True}
     pair = torch.rand(1, 2, *exported.spatial_shape)  # not the one that the command compares with
     with torch.no_grad():
         expected = default_network(pair)
@@ -109,7 +109,7 @@ def test_a_file_of_monai_s_own_export_is_taken(tmp_path: Path, default_network: 
     pair = example_pair(default_network.spatial_shape)
     with torch.no_grad():
         torch.testing.assert_close(load_exported(out)(pair), default_network(pair), atol=TOLERANCE, rtol=0)
-    assert load_exported(out).match_orientation is None  # it does not tell
+    assert load_exported(out).preprocessing == {}  # it records nothing
 
 
 @pytest.mark.parametrize("ending", list(FORMATS))
@@ -119,7 +119,7 @@ def test_a_file_of_own_weights_keeps_images_as_they_are(tmp_path: Path, ending: 
     out = tmp_path / f"own{ending}"
     own = ["--ckpt_path", str(tmp_path / "own.pt"), "--network_shape", "40", "40", "40"]
     assert main(["export", str(out), *own]) == 0
-    assert load_exported(out).match_orientation is False
+    assert load_exported(out).preprocessing == {"match_orientation": False}
     _, report = register(tmp_path / "run", "inference_ts.yaml", exported=str(out), optimization="off")
     assert report["settings"]["match_orientation"] is False
 

@@ -155,6 +155,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "qform with a spacing below zero": ({"qform": A, "codes": (0, 1), "pixdim_at_2": -1.5}, "pixdim = 1.5 x -1.5 x 3"),
     "qform with a spacing of zero": ({"qform": A, "codes": (0, 1), "pixdim_at_3": 0}, "pixdim = 1.5 x 1.5 x 0"),
     "qform without a rotation": ({"qform": A, "codes": (0, 1), "quatern_b": 1.2}, "no rotation"),
+    "a code of no world": ({"sform": A, "qform": A, "codes": (1000, 1)}, "sform_code = 1000"),
+    "a code below zero": ({"sform": A, "qform": A, "codes": (1, -1)}, "qform_code = -1"),
     "no affine and no spacing": ({"codes": (0, 0), "pixdim_at_1": 0}, "no affine"),
 }
 

@@ -81,9 +81,7 @@ def test_caches_give_the_image_that_inference_sees(
     draw, item = data.draw(6), data[6]
     case = {"fixed": records[draw.fixed]["images"]["image"], "moving": records[draw.moving]["images"]["image"]}
     regions = {f"{side}_mask": records[getattr(draw, side)]["mask"] for side in ("fixed", "moving")}
-    seen = inference_chain(SHAPE, match_orientation=False)(
-        {**case, **regions, "fixed_modality": "ct", "moving_modality": "ct"}
-    )
+    seen = inference_chain(SHAPE)({**case, **regions, "fixed_modality": "ct", "moving_modality": "ct"})
     for side in ("fixed", "moving"):
         expected = seen[f"{side}_image"].as_tensor()
         assert (item[f"{side}_image"] - expected).abs().max() <= rounding

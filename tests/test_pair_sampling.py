@@ -159,3 +159,29 @@ def test_processes_share_the_order_of_one(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
         parts.append(list(EpochSampler(Numbers(), seed=3)))
     assert [n for step in zip(*parts, strict=True) for n in step] == list(whole)
+
+
+@pytest.mark.parametrize("pairing", ["inter_subject", "intra_subject"])
+def test_pairs_with_labels_get_a_fair_share_where_few_images_have_some(pairing: str) -> None:
+    """With 3 of 10 images labelled, 1 of 15 random pairs would have labels in both images."""
+    subjects = range(10) if pairing == "inter_subject" else [n // 5 for n in range(10)]
+    records = [
+        image(f"i{n}", subject=f"s{s}", pairing=pairing, **({"label": f"/data/{n}.nii"} if n < 3 else {}))
+        for n, s in enumerate(subjects)
+    ]
+    (pair_set,), _ = build_sets(records, 200, prefer_labels=True)
+    drawn = draws(pair_set)
+    both = sum(draw.fixed < 3 and draw.moving < 3 for draw in drawn)
+    assert 90 <= both <= 150
+    assert {draw.fixed for draw in drawn} == set(range(10))
+    assert drawn == draws(pair_set)
+    (plain,), _ = build_sets(records, 200)
+    assert sum(draw.fixed < 3 and draw.moving < 3 for draw in draws(plain)) < 60
+
+
+def test_labels_change_no_draw_where_all_or_too_few_images_have_some() -> None:
+    for count in (0, 1, 4):
+        records = [image(str(n), **({"label": "/data/l.nii"} if n < count else {})) for n in range(4)]
+        (preferring,), _ = build_sets(records, 40, prefer_labels=True)
+        (plain,), _ = build_sets(records, 40)
+        assert draws(preferring) == draws(plain)

@@ -188,7 +188,7 @@ def test_two_processes_do_what_one_does_with_the_same_global_batch(tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for term in ("loss", "similarity", "regularity", "dice", "transform_magnitude"):
+    for term in ("loss", "similarity", "regularity", "dice_loss", "transform_magnitude"):
         curve = scalars(two, f"epoch_{term}")
         assert len(curve) == 3
         assert curve == pytest.approx(scalars(tmp_path / "one", f"epoch_{term}"), rel=2e-4), term
