@@ -193,7 +193,7 @@ def test_a_list_of_the_wrong_modality_is_said_once(
     entries = []
     for number in range(3):
         values = noise(seed=number)
-        values = np.where(values > np.median(values), 1060, 20) + values % 7 + low  # soft tissue and air
+        values = (np.where(values > np.median(values), 1060, 20) + values % 7 + low).astype(np.int16)  # tissue, air
         entries.append({"image": write(tmp_path / f"{number}.nii.gz", values), "modality": modality})
     (tmp_path / "list.json").write_text(json.dumps(entries))
     workflow: ConfigWorkflow = training_workflow(
