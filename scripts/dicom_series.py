@@ -15,7 +15,6 @@ Positions alone decide order, spacing and direction. What does not make one regu
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +31,6 @@ from .dicom_order import Stack, even_places, in_order, stack, without_copies
 from .dicom_voxels import read_values, values_type
 from .errors import InputError, InputFileError
 from .header import Header
-
-logger = logging.getLogger(__name__)
 
 READ_TAGS: list[BaseTag] = [Tag(name) for name in (*TAGS, *NM_VOLUMES)]
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -237,8 +234,8 @@ def _header(path: str, series: Series) -> tuple[Header, Stack]:
     return header, grid
 
 
-def read_series(path: str, uid: str | None = None) -> Any:
-    """Read a series into an ITK image; slices with uneven gaps are resampled to even ones, with a warning.
+def read_series(path: str, uid: str | None = None) -> tuple[Any, Header]:
+    """Read a series into an ITK image, with its header; slices with uneven gaps are resampled to even ones.
 
     Args:
         path: folder, or one DICOM file.
@@ -252,13 +249,11 @@ def read_series(path: str, uid: str | None = None) -> Any:
     values = read_values(series.slices)
     if not grid.is_even:
         values = _even(values, grid.places, header.spacing[2])
-    for line in header.warnings:
-        logger.warning("%s", line)
     image = itk.image_from_array(values)
     image.SetOrigin(header.origin)
     image.SetSpacing(header.spacing)
     image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(header.direction)))
-    return image
+    return image, header
 
 
 def _even(values: np.ndarray, places: np.ndarray, gap: float) -> np.ndarray:

@@ -170,6 +170,9 @@ def read_volume(path: str, series: str | None = None) -> Volume:
     Raises:
         InputFileError: see :func:`read_header`; or the file is cut off or damaged.
     """
+    check_regular(path)
+    if Path(path).is_dir() or is_dicom(path):
+        return Volume(*read_series(path, series))
     header = read_header(path, series)
     raw = nifti_header(path)
     if raw is not None and is_nifti(raw):
@@ -179,8 +182,6 @@ def read_volume(path: str, series: str | None = None) -> Volume:
         is_vector = header.components > 1
         order = (*range(len(header.shape))[::-1], *((len(header.shape),) if is_vector else ()))
         image = itk.image_from_array(np.ascontiguousarray(values.transpose(order)), is_vector=is_vector)
-    elif Path(path).is_dir() or is_dicom(path):
-        return Volume(read_series(path, series), header)
     else:
         image = _read_by_itk(path)
     image.SetSpacing(list(header.spacing))

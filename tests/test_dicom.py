@@ -136,7 +136,7 @@ def test_uneven_gaps_are_resampled_and_said(tmp_path: Path, caplog: pytest.LogCa
     places = np.array([0, 1, 2, 4, 5, 6, 7]) * 2.5
     values = np.round(np.broadcast_to(16 * places, (12, 10, 7))).astype(np.int16)
     folder = write_series(tmp_path / "a", values, places=places)
-    with caplog.at_level(logging.WARNING, logger="scripts.dicom_series"):
+    with caplog.at_level(logging.WARNING, logger="scripts.reading"):
         image = load(folder)
     assert "2.5 to 5 mm apart" in caplog.text
     assert image.shape == (1, 12, 10, 8)
