@@ -134,11 +134,11 @@ class PairSet:
 
     def _draw_of(self, groups: Sequence[Sequence[Subject]], random: np.random.Generator) -> tuple[Subject, Subject]:
         if self.is_intra:
-            group = groups[random.integers(len(groups))]
+            group = groups[int(random.integers(len(groups)))]
             first, second = (int(n) for n in random.choice(len(group), 2, replace=False))
             return group[first], group[second]
         one, other = (groups[int(n)] for n in random.choice(len(groups), 2, replace=False))
-        return one[random.integers(len(one))], other[random.integers(len(other))]
+        return one[int(random.integers(len(one)))], other[int(random.integers(len(other)))]
 
     def _choose_contrasts(self, fixed: Subject, moving: Subject, seed: int, random: np.random.Generator) -> Draw:
         """Draw what the network sees of each, and one contrast that both have for the similarity."""
