@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -75,7 +76,7 @@ class MetricsTable:
                 temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def read_metrics(path: Any) -> list[Row]:
+def read_metrics(path: Path) -> list[Row]:
     """Return the rows of a ``metrics.csv``, [] where there is none; empty cells are left out."""
     if not path.is_file():
         return []

@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from .input_files import absolute
+from .metrics_table import NAME, read_metrics
 from .network import RegistrationNetwork
 from .published_weights import bundle_folder
 from .run_checkpoints import BEST, LAST
@@ -36,7 +37,6 @@ _WORDS = {
 
 
 def print_training(
-    rows: Sequence[Mapping[str, float]],
     ckpt_dir: str,
     figure: str,
     val_records: Sequence[Mapping[str, Any]] = (),
@@ -47,8 +47,7 @@ def print_training(
     """Print the baseline and the best of the key metric, the file of weights, and a command that registers with it.
 
     Args:
-        rows: of :class:`scripts.metrics_table.MetricsTable`.
-        ckpt_dir: folder of the run.
+        ckpt_dir: folder of the run, with its ``metrics.csv``.
         figure: the key metric.
         val_records: the first pair of real images among them is the command's example.
         network: that was trained; inference knows one kind only.
@@ -56,6 +55,7 @@ def print_training(
         rank: of this process; the first one prints.
     """
     if rank == 0:
+        rows = read_metrics(absolute(ckpt_dir) / NAME)
         print("\n".join(summarize_training(rows, ckpt_dir, figure, val_records, network, bundle_root)))
 
 
@@ -67,7 +67,7 @@ def summarize_training(
     network: nn.Module | None = None,
     bundle_root: str | Path = ".",
 ) -> list[str]:
-    """Return the lines of :func:`print_training`; the arguments are its own."""
+    """Return the lines of :func:`print_training`, with its arguments; ``rows`` are those of ``metrics.csv``."""
     folder, name = absolute(ckpt_dir), f"val_{figure}"
     lines = [f"training ended: {folder}"]
     measured = [row for row in rows if name in row]
@@ -81,7 +81,7 @@ def summarize_training(
         )
         if best["epoch"] == 0 and len(measured) > 1:
             lines.append("no epoch was better than the start: best.pt holds the weights that training started from")
-    path = next((folder / name for name in (BEST, LAST) if (folder / name).is_file()), None)
+    path = next((folder / file for file in (BEST, LAST) if (folder / file).is_file()), None)
     if path is None:
         return lines
     lines.append(f"weights: {path}")
