@@ -24,7 +24,9 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import requests
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
 
 from monailabel_app.request_errors import RequestError, check_id
@@ -33,6 +35,7 @@ from monailabel_app.uploads import check_suffix, too_large
 Arguments = dict[str, Any]
 Scope = MutableMapping[str, Any]
 MOST_JSON = 16 * 2**20  # bytes of a body that is no form
+_LONG_BODY = f"request: a body that is no form may have {MOST_JSON // 2**20} MB at most"
 _FORM_EXTRA = 2**20  # bytes of a form beside its files
 
 
@@ -119,7 +122,10 @@ def check_endpoints(app: Any, max_bytes: int) -> None:
     _wrap(scoring, "run_method", scoring_method)
     _wrap(model, "update_model", weights_file)
     _wrap(proxy, "proxy_dicom", proxied)
-    main.app.middleware_stack = LimitBody(main.app.middleware_stack, max_bytes)
+    # it runs already: its stack is built anew
+    main.app.user_middleware.insert(0, Middleware(LimitBody, max_bytes=max_bytes))
+    main.app.add_exception_handler(RequestValidationError, _one_line)
+    main.app.middleware_stack = main.app.build_middleware_stack()
 
 
 def _wrap(module: Any, name: str, check: Callable[[Arguments], None]) -> None:
@@ -152,6 +158,13 @@ def _wrap(module: Any, name: str, check: Callable[[Arguments], None]) -> None:
 
 def _away(error: requests.RequestException) -> RequestError:
     return RequestError(f"the DICOMweb server can't be reached ({type(error).__name__}); try again later", 502)
+
+
+async def _one_line(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer a request that FastAPI can't read with its first reason."""
+    first = error.errors()[0]
+    where = " ".join(str(part) for part in first["loc"])
+    return JSONResponse({"detail": f"{where}: {first['msg']}, got {str(first.get('input'))[:60]!r}"}, 422)
 
 
 def _json_object(option: str, text: Any) -> None:
@@ -187,7 +200,7 @@ class LimitBody:
         headers = dict(scope["headers"])
         is_form = headers.get(b"content-type", b"").startswith(b"multipart/")
         most = self.max_bytes + _FORM_EXTRA if is_form else MOST_JSON
-        error = too_large("request", self.max_bytes if is_form else MOST_JSON)
+        error = too_large("request", self.max_bytes) if is_form else RequestError(_LONG_BODY, 413)
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
             # a client that does not wait for leave sends all before it reads the answer

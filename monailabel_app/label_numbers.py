@@ -142,8 +142,8 @@ def common_numbering(labels: Sequence[Labelled]) -> Numbering:
     numbered, named = [label.numbers() for label in labels], [label.named() for label in labels]
     _refuse_twice(labels, named)
     spellings: dict[int, dict[str, tuple[str, str]]] = {}  # number -> folded name -> (name, study)
-    for label, own in zip(labels, named, strict=True):
-        for value, name in own.items():
+    for label, real in zip(labels, named, strict=True):
+        for value, name in real.items():
             spellings.setdefault(value, {}).setdefault(folded(name), (name, label.id))
     remarks: dict[str, str] = {}
     assumed: list[dict[int, str]] = []  # of each label: value -> folded name that its number has elsewhere

@@ -216,7 +216,7 @@ class FineTune(TrainTask):
                 metrics = _train(options)
         finally:
             release_memory(self.settings.device)
-        progress = read_json(progress_file(options["ckpt_dir"])) or {}
+        progress = read_json(progress_file(folder / "run")) or {}
         start = next(iter(plan.weights.values())) if "model" in plan.weights else Path(plan.weights["init_ckpt"]).stem
         facts = {
             "name": plan.name,

@@ -220,7 +220,7 @@ class CheckedSessions(Sessions):
             if uncompress:
                 raise RequestError("uncompress: archives are not unpacked; send the files of the series one by one")
             if path.is_dir():
-                with plain_errors({f"'{data_file}'": "the files", data_file: "the files"}):
+                with plain_errors({f"'{data_file}'": "the upload", data_file: "the upload"}):
                     check_header("session", data_file)
             else:
                 check_volume_file("session", data_file, self.max_bytes)
