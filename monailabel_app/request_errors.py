@@ -62,7 +62,7 @@ def check_id(option: str, value: Any) -> str:
     if not is_id(value):
         raise RequestError(
             f"{option}: {value[:60]!r} can't be an id; ids have no / \\ : # nor control characters, no '..' nor escapes"
-            f" such as %2e, no leading '.' or '~' and at most {LONGEST_ID} bytes; name a study of the datastore, not a file"
+            f" such as %2e, no leading '.' or '~' and at most {LONGEST_ID} bytes; name a study, not a file"
         )
     return value
 

@@ -75,7 +75,9 @@ def check_suffix(option: str, name: str | None) -> None:
         RequestError: naming the file.
     """
     if not (name or "").lower().endswith(tuple(_READERS)):
-        raise RequestError(f"{option}: expected a file that ends in {', '.join(_READERS)}, got {(name or '')[-60:]!r}")
+        raise RequestError(
+            f"{option}: expected a file that ends in {', '.join(_READERS)}, got {Path(name or '').name[-60:]!r}"
+        )
 
 
 def too_large(option: str, max_bytes: int) -> RequestError:
