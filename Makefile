@@ -93,6 +93,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-doc
 
 # the server for annotators, in an environment of its own: make monailabel STUDIES=DIR
 monailabel: $(if $(STUDIES),,$(if $(filter monailabel,$(MAKECMDGOALS)),$(error give the folder of the studies: make monailabel STUDIES=DIR))) $(MONAILABEL)/.installed
+	@echo "starting the server for $(STUDIES); it answers within a minute, when the log says 'Application startup complete'"
 	$(MONAILABEL)/bin/python monailabel_app/serve.py --studies $(STUDIES)
 
 test-monailabel: $(MONAILABEL)/.installed
@@ -100,9 +101,13 @@ test-monailabel: $(MONAILABEL)/.installed
 	$(MONAILABEL)/bin/python -m pytest -q monailabel_app/tests
 
 $(MONAILABEL)/.installed: monailabel_app/requirements.txt monailabel_app/constraints.txt
+	@echo "MONAI Label gets an environment of its own, $(MONAILABEL): several minutes, only this time"
 	test -x $(MONAILABEL)/bin/python || $(PYTHON) -m venv $(MONAILABEL)
+	@echo "1 of 2: installing PyTorch, 200 MB to 3 GB; nothing is printed until it is done"
 	$(MONAILABEL_PIP) torch==2.13.0
+	@echo "2 of 2: installing MONAI Label and about 150 packages that it needs; nothing is printed until it is done"
 	$(MONAILABEL_PIP) -r monailabel_app/requirements.txt
+	@echo "$(MONAILABEL) is installed"
 	touch $@
 
 # what is installed: the locks anew, known vulnerabilities, licences, bill of materials; docs/security.md

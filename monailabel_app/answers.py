@@ -19,27 +19,10 @@ from typing import Any
 import itk
 import numpy as np
 
+from monailabel_app.label_numbers import label_type
 from monailabel_app.registration import FILES
 from monailabel_app.request_options import InferOptions
 from scripts.atomic import replacing
-
-_TYPES = ("uint8", "int16", "uint16", "int32")  # narrowest first
-
-
-def label_type(values: np.ndarray, wanted: str | None, present: np.dtype | type) -> np.dtype:
-    """Return the type of a label file: the wanted one, else the present one, else the narrowest that holds the values.
-
-    Args:
-        values: those that occur.
-        wanted: of the request.
-        present: of the label as it is.
-    """
-    named = str(np.dtype(wanted or present))
-    for name in (named, *_TYPES):
-        kind = np.dtype(name)
-        if name in _TYPES and values.min() >= np.iinfo(kind).min and values.max() <= np.iinfo(kind).max:
-            return kind
-    return np.dtype("int32")
 
 
 def write_label(voxels: np.ndarray, like: Any, options: InferOptions, folder: Path) -> tuple[Path, str | None]:
@@ -66,10 +49,10 @@ def write_label(voxels: np.ndarray, like: Any, options: InferOptions, folder: Pa
 
 
 def write_result(results: Path, options: InferOptions, folder: Path) -> tuple[Path, str | None]:
-    """Write what a registration left in ``results`` into ``folder``, in the format of the request.
+    """Write what a registration left in ``results`` into ``folder``, in the format of the request; not for labels.
 
-    A label is converted to type and format, a warped image to the format, a displacement field (NIfTI vector image) and
-    a transform (ITK's HDF5) stay as they are.
+    A warped image is converted to the format, a displacement field (NIfTI vector image) and a transform (ITK's HDF5)
+    stay as they are.
 
     Returns:
         the file, and a remark where a wish could not be granted.
@@ -79,10 +62,7 @@ def write_result(results: Path, options: InferOptions, folder: Path) -> tuple[Pa
         target = _new_file(folder, source.name[source.name.index(".") :])
         source.replace(target)
         return target, f"{options.result}: written as {source.name}"
-    image = itk.imread(str(source))
-    if options.result == "label":
-        return write_label(itk.array_from_image(image), image, options, folder)
-    return _write(image, options, folder), None
+    return _write(itk.imread(str(source)), options, folder), None
 
 
 def _write(image: Any, options: InferOptions, folder: Path) -> Path:

@@ -25,7 +25,8 @@ from scripts.datasets import MODALITIES, did_you_mean
 from scripts.errors import InputError
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[1]
-OWN = ("work_dir", "modality", "device", "weights")
+OWN = ("work_dir", "modality", "device", "weights", "max_upload_gb")
+GB = 2**30
 MONAI_LABEL_OWN = ("server_mode", "models", "preload")  # of MONAI Label itself
 
 
@@ -41,6 +42,8 @@ class AppSettings:
     """Where registration and training run."""
     weights: str = "default"
     """What registrations start from unless the request says otherwise."""
+    max_upload_bytes: int = 2 * GB
+    """Of what one request sends, and of each file, unpacked."""
 
     @property
     def models_dir(self) -> Path:
@@ -90,6 +93,7 @@ def read_settings(conf: Mapping[str, Any], studies: str) -> AppSettings:
     for name in conf:
         if name not in (*OWN, *MONAI_LABEL_OWN):
             raise InputError(f"--conf {name}: unknown{did_you_mean(name, OWN)}; known: {', '.join(OWN)}")
+    check_studies(studies)
     modality = str(conf.get("modality", "mr")).lower()
     if modality not in MODALITIES:
         raise InputError(f"--conf modality: expected ct or mr, got '{modality}'")
@@ -99,10 +103,11 @@ def read_settings(conf: Mapping[str, Any], studies: str) -> AppSettings:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--conf device: '{device}' can't be used ({reason}); give cpu, cuda or cuda:N") from error
+    most = _gigabytes(conf.get("max_upload_gb", "2"))
     work_dir = Path(conf.get("work_dir") or default_work_dir(studies)).expanduser().resolve()
     if work_dir.is_relative_to(BUNDLE_ROOT / "monailabel_app"):
         raise InputError(f"--conf work_dir: '{work_dir}' lies in the app itself; give a folder outside of it")
-    settings = AppSettings(work_dir, MODALITIES[modality], device, str(conf.get("weights", "default")))
+    settings = AppSettings(work_dir, MODALITIES[modality], device, str(conf.get("weights", "default")), most)
     try:
         for folder in (settings.models_dir, settings.training_dir, settings.temporary_dir):
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,3 +119,40 @@ def read_settings(conf: Mapping[str, Any], studies: str) -> AppSettings:
         known = ", ".join(settings.weights_by_name())
         raise InputError(f"--conf weights: '{settings.weights}' is not there; known: {known}")
     return settings
+
+
+def check_studies(studies: str) -> None:
+    """Refuse studies that are neither a folder nor the address of a DICOMweb server.
+
+    Raises:
+        InputError: one line with what came.
+    """
+    expected = "expected a folder, or the address of a DICOMweb server (http://HOST/dicom-web)"
+    scheme, separator, rest = studies.partition("://")
+    if not studies.strip():
+        raise InputError(f"--studies: {expected}, got nothing")
+    if separator and scheme not in ("http", "https"):
+        raise InputError(f"--studies: {expected}, got '{studies}'")
+    if separator and not rest.split("/")[0].split("@")[-1].split(":")[0]:
+        raise InputError(f"--studies: {expected}, got '{studies}', which names no host")
+    if separator:
+        return
+    folder = Path(studies)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--studies: {expected}; '{existing}' is a file")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"--studies: '{studies}' can't be written ({error.strerror}); give another folder") from error
+
+
+def _gigabytes(text: Any) -> int:
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not 0 < number <= 1e6:
+        raise InputError(f"--conf max_upload_gb: expected a number above 0, in GB, got '{text}'")
+    return int(number * GB)

@@ -34,29 +34,44 @@ class PropagateLabel(BatchInferTask):
     def get_images(self, request: Mapping[str, Any], datastore: Datastore) -> list[str]:
         """Return the studies: a list of ids in ``images``, or ``all``, ``labeled``, ``unlabeled``; never ``moving``.
 
+        Ids that are unknown are left out: :func:`unknown_ids`.
+
         Raises:
-            RequestError: an id that is a path or unknown, or nothing is left.
+            RequestError: nothing is left, or no such word.
         """
         given = request.get("images")
         given = str(getattr(given, "value", given)) if not isinstance(given, (list, tuple)) else given
-        known = datastore.list_images()
+        if isinstance(given, str) and given not in WORDS:
+            raise RequestError(f"images: expected a list of ids, or one of {', '.join(WORDS)}, got {given[:60]!r}")
+        unknown = unknown_ids(request, datastore)
         if isinstance(given, str):
-            if given not in WORDS:
-                raise RequestError(f"images: expected a list of ids, or one of {', '.join(WORDS)}, got {given[:60]!r}")
+            found = super().get_images(request, datastore)
         else:
-            for study in given:
-                if check_id("images", study) not in known:
-                    raise RequestError(f"images: there is no study '{study}'", 404)
-        found = [study for study in super().get_images(request, datastore) if study != request.get("moving")]
+            found = list(dict.fromkeys(study for study in given if isinstance(study, str) and study not in unknown))
+        found = [study for study in found if study != request.get("moving")]
+        if not found and unknown:
+            first = next(iter(unknown.values()))
+            raise RequestError(first.detail, first.status_code)
         if not found:
             raise RequestError("images: no study to propagate to")
         return found
+
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> None:
+        """Refuse what can't be served, before it is queued.
+
+        Raises:
+            RequestError: see :meth:`get_images`; a wrong ``max_batch_size``.
+        """
+        size = request.get("max_batch_size", 0)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise RequestError(f"max_batch_size: expected a whole number, got {str(size)[:60]!r}; 0 is all")
+        self.get_images(request, datastore)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., Any]) -> dict[str, Any]:
         """Run the request for each study.
 
         Returns:
-            id -> ``label``, ``tag`` and ``params``, or ``error``.
+            id -> ``label``, ``tag`` and ``params``, or ``error``, for ids that are unknown, too.
         """
 
         def one(task: dict[str, Any], store: Datastore) -> dict[str, Any]:
@@ -66,9 +81,22 @@ class PropagateLabel(BatchInferTask):
                 logger.warning("%s: %s", task.get("image"), error.detail)
                 return {"error": str(error.detail)}
 
-        size = request.get("max_batch_size", 0)
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise RequestError(f"max_batch_size: expected a whole number, got {str(size)[:60]!r}; 0 is all")
+        self.check(request, datastore)
         # memory is for one registration at a time, and the app chooses the device
         alone = {**request, "multi_gpu": False, "device": "cpu", "max_workers": 1}
-        return dict(super().__call__(alone, datastore, one))
+        done = dict(super().__call__(alone, datastore, one))
+        return {**done, **{study: {"error": str(e.detail)} for study, e in unknown_ids(request, datastore).items()}}
+
+
+def unknown_ids(request: Mapping[str, Any], datastore: Datastore) -> dict[str, RequestError]:
+    """Return what is wrong with the ids of ``images`` that are paths or unknown: id -> error."""
+    given = request.get("images")
+    known = set(datastore.list_images())
+    found: dict[str, RequestError] = {}
+    for study in given if isinstance(given, (list, tuple)) else ():
+        try:
+            if check_id("images", study) not in known:
+                found[study] = RequestError(f"images: there is no study '{study}'", 404)
+        except RequestError as error:
+            found[str(study)[:60]] = error
+    return found

@@ -16,6 +16,7 @@ MONAI Label joins ids and tags into paths unchecked, and stores whatever is uplo
 from __future__ import annotations
 
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import itk
 import numpy as np
 from monailabel.datastore.local import LocalDatastore
 
-from monailabel_app.label_info import check_label_info
-from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused, is_id
-from monailabel_app.uploads import EXTENSIONS, check_image_file, check_volume_file
+from monailabel_app.label_info import check_label_info, number_saved
+from monailabel_app.label_numbers import MOST_NUMBER, label_type
+from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused, is_id, plain_errors
+from monailabel_app.uploads import EXTENSIONS, MAX_BYTES, check_image_file, check_volume_file
+from scripts.reading import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,17 @@ GRID_TOLERANCE = 1e-3  # mm: files of different formats round geometry different
 
 
 class CheckedDatastore(LocalDatastore):
-    """MONAI Label's local datastore, with checks before anything is stored."""
+    """MONAI Label's local datastore, with checks before anything is stored.
+
+    Args:
+        datastore_path: folder of the studies.
+        max_bytes: of an uploaded file, unpacked.
+        options: of MONAI Label's datastore.
+    """
+
+    def __init__(self, datastore_path: str, max_bytes: int = MAX_BYTES, **options: Any) -> None:
+        self.max_bytes = max_bytes
+        super().__init__(datastore_path, **options)
 
     def list_images(self) -> list[str]:
         """Return the ids; files in the folder whose names can't be ids are passed over."""
@@ -66,19 +79,28 @@ class CheckedDatastore(LocalDatastore):
             name = check_id("image", image_id or self._to_id(image_filename.rsplit("/", 1)[-1])[0])
             if name in self.list_images():
                 raise RequestError(f"image: '{name}' is there already; DELETE it first, or choose another id", 409)
-            check_image_file("image", image_filename)
+            check_image_file("image", image_filename, self.max_bytes)
             return str(super().add_image(name, image_filename, image_info))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Store the label of an image.
+        """Store the label of an image; a value that is named ``label_N`` gets the number N.
 
         Raises:
             RequestError: an unknown image, a tag that is a path, a file that can't be read, values that are not whole
-                numbers, another grid than the image's, or a wrong ``label_info``.
+                numbers, another grid than the image's, a wrong ``label_info``, or two structures of one number.
         """
-        with forgotten_if_refused(label_filename):
-            self._check_label(image_id, label_filename, label_tag, label_info)
-            saved = str(super().save_label(image_id, label_filename, label_tag, label_info))
+        with forgotten_if_refused(label_filename), tempfile.TemporaryDirectory(prefix="label-") as folder:
+            label = self._check_label(image_id, label_filename, label_tag, label_info)
+            given = itk.array_view_from_image(label)
+            voxels, info = number_saved(image_id, given, label_info or {})
+            path = label_filename
+            if voxels is not given:
+                path = str(Path(folder) / Path(label_filename).name)
+                image = itk.image_from_array(voxels.astype(label_type(np.unique(voxels), None, given.dtype)))
+                image.CopyInformation(label)
+                itk.imwrite(image, path, compression=True)
+                logger.info("the label of '%s' got the numbers of its names", image_id)
+            saved = str(super().save_label(image_id, path, label_tag, info))
         # one of another format would come back when this one is removed
         kept = Path(self.get_label_uri(image_id, label_tag))
         for extension in EXTENSIONS:
@@ -87,22 +109,28 @@ class CheckedDatastore(LocalDatastore):
                 other.unlink(missing_ok=True)
         return saved
 
-    def _check_label(self, image_id: str, path: str, tag: str, info: dict[str, Any]) -> None:
+    def _check_label(self, image_id: str, path: str, tag: str, info: dict[str, Any]) -> Any:
+        """Return the label as an ITK image."""
         self._known(image_id)
         check_id("tag", tag)
         check_label_info(info or {})
-        label = check_volume_file("label", path)
+        label = check_volume_file("label", path, self.max_bytes)
         values = itk.array_view_from_image(label)
         if values.dtype.kind == "f" and not np.array_equal(values, np.round(values)):
             raise RequestError("label: its values are not all whole numbers; save a label map, not probabilities")
         if values.min() < 0:
             raise RequestError(f"label: it has the value {values.min()}; label values are 0 and above")
-        image = itk.imread(self.get_image_uri(image_id))
+        if values.max() > MOST_NUMBER:
+            raise RequestError(f"label: it has the value {values.max():.0f}; label values are at most {MOST_NUMBER}")
+        uri = self.get_image_uri(image_id)
+        with plain_errors({uri: image_id}):
+            image = read_volume(uri).image
         if not same_grid(image, label):
             raise RequestError(
                 f"label: its grid ({_size(label)} voxels) is not that of '{image_id}' ({_size(image)} voxels) in size,"
                 " spacing, origin or direction; resample the label onto the image"
             )
+        return label
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image with its labels."""

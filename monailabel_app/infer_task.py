@@ -28,13 +28,15 @@ from monailabel_app.answers import write_label, write_result
 from monailabel_app.app_settings import AppSettings
 from monailabel_app.atlases import MOST_CANDIDATES, StudySimilarity, rank
 from monailabel_app.label_fusion import local_weights, vote
-from monailabel_app.label_info import Names, names_of_values, unite
+from monailabel_app.label_info import names_of_values
+from monailabel_app.label_numbers import Numbering, common_numbering, label_type, remap
 from monailabel_app.quality import doubts, quality, warning
 from monailabel_app.registration import FILES, register, release_memory
 from monailabel_app.request_errors import RequestError, plain_errors
 from monailabel_app.request_options import AUTO, FUSE, InferOptions, panel, read_options
-from monailabel_app.studies import Study, all_names, find_study, labelled_studies
-from scripts.reading import VolumeReader
+from monailabel_app.studies import Study, all_names, check_distinct, find_study, labelled_studies, structures
+from scripts.errors import InputError
+from scripts.reading import read_header, read_volume
 
 UPLOAD = "the uploaded image"
 
@@ -137,48 +139,73 @@ class RegisterStudy(InferTask):
             moving = [study for study, _ in ranked[:count]]
             params["candidates"] = [{"id": study.id, "similarity": round(value, 4)} for study, value in ranked]
             params["candidates_left_out"] = max(0, len(candidates) - MOST_CANDIDATES)
+        numbering = Numbering([], {}, ())
+        if options.result == "label":
+            if len(moving) > 1:
+                check_distinct(moving)
+            numbering = common_numbering(structures(moving))
         weights = self.settings.weights_by_name()[options.weights]
         reports = []
         for number, study in enumerate(moving):
             results = folder / str(number)
             reports.append(register(fixed, study, options, weights, self.settings.device, results))
-        if options.moving == FUSE:
-            path, names, remark = self._fuse(options, fixed, moving, folder)
+        if options.result == "label":
+            path, remark = self._label(options, fixed, numbering, folder)
         else:
             path, remark = write_result(folder / "0", options, self.settings.temporary_dir)
-            names = moving[0].label_names()
         figures = [
             quality(report, self.similarity(fixed, study) if options.similarity == "lncc" else None)
             for study, report in zip(moving, reports, strict=True)
         ]
         found = [doubts(one, options.similarity) for one in figures]
+        starts = [report.get("terms", {}).get("start") for report in reports]
         params |= {
             "moving": moving[0].id if options.moving != FUSE else [study.id for study in moving],
             "quality": figures[0] if options.moving != FUSE else figures,
             "warning": warning(list(dict.fromkeys(text for texts in found for text in texts))),
+            "warnings": [*header_warnings(fixed, *moving), *numbering.remarks],
             "remark": remark,
             "weights": options.weights,
+            "start": starts[0] if options.moving != FUSE else starts,
             "settings": {name: getattr(options, name) for name in ("preset", "optimization", "steps", "similarity")},
         }
         if options.result == "label":
-            values = np.unique(itk.array_from_image(itk.imread(str(path))))
-            params["label_names"] = names_of_values(values, names)
+            values = np.unique(itk.array_view_from_image(itk.imread(str(path))))
+            params["label_names"] = names_of_values(values, numbering.names)
             params["label_info"] = [{"name": name, "idx": value} for name, value in params["label_names"].items()]
         return path, params
 
-    def _fuse(
-        self, options: InferOptions, fixed: Study, moving: list[Study], folder: Path
-    ) -> tuple[Path, Names, str | None]:
-        """Vote over the warped labels, all on the fixed grid."""
-        read = [itk.imread(str(folder / str(number) / FILES["label"])) for number in range(len(moving))]
-        labels, names = unite(
-            (itk.array_from_image(image), study.label_names()) for image, study in zip(read, moving, strict=True)
-        )
-        weights = None
-        if options.vote == "local":
-            warped = [itk.imread(str(folder / str(number) / FILES["warped"])) for number in range(len(moving))]
-            target = itk.array_from_image(VolumeReader().read(fixed.image))
-            spacing = list(read[0].GetSpacing())[::-1]
-            weights = [local_weights(target, itk.array_from_image(image), spacing) for image in warped]
-        path, remark = write_label(vote(labels, weights), read[0], options, self.settings.temporary_dir)
-        return path, names, remark
+    def _label(
+        self, options: InferOptions, fixed: Study, numbering: Numbering, folder: Path
+    ) -> tuple[Path, str | None]:
+        """Return the file of the warped label, or of the vote over several, and a remark on its type."""
+        count = len(numbering.numbers)
+        read = [itk.imread(str(folder / str(number) / FILES["label"])) for number in range(count)]
+        given = [itk.array_from_image(image) for image in read]
+        labels = [remap(label, numbers) for label, numbers in zip(given, numbering.numbers, strict=True)]
+        voxels, weights = labels[0], None
+        if count > 1:
+            if options.vote == "local":
+                warped = [itk.imread(str(folder / str(number) / FILES["warped"])) for number in range(count)]
+                target = itk.array_from_image(read_volume(fixed.image).image)
+                spacing = list(read[0].GetSpacing())[::-1]
+                weights = [local_weights(target, itk.array_from_image(image), spacing) for image in warped]
+            voxels = vote(labels, weights)
+        # the type of the labels as they were, where it holds the numbers
+        voxels = voxels.astype(label_type(np.unique(voxels), None, np.result_type(*given)))
+        return write_label(voxels, read[0], options, self.settings.temporary_dir)
+
+
+def header_warnings(*studies: Study) -> list[str]:
+    """Return what is to be known of the headers of images and labels, one line each, with ids in place of paths."""
+    found: dict[str, None] = {}
+    files = {study.image: study.id for study in studies}
+    files |= {study.label: f"label of {study.id}" for study in studies if study.label}
+    for path, name in files.items():
+        try:
+            header = read_header(path)
+        except InputError as error:  # of a label that was not needed
+            logger.warning("%s", error)
+            continue
+        found |= dict.fromkeys(line.replace(path, name) for line in header.warnings)
+    return list(found)

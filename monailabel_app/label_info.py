@@ -17,23 +17,41 @@ from typing import Any
 
 import numpy as np
 
+from monailabel_app.label_numbers import Labelled, Names, common_numbering, folded, number_of_name, remap
 from monailabel_app.request_errors import RequestError
-
-Names = dict[int, str]
 
 
 def read_names(info: Mapping[str, Any]) -> Names:
     """Return value -> name of a label's info; entries without a usable value or name, and the background, are left out.
 
-    A second value of the same name gets its value appended, so that both can be told apart.
+    A second value of the same name, but for case and blanks, gets its value appended, so that both can be told apart.
     """
     entries = info.get("label_info")
     found: Names = {}
     for entry in entries if isinstance(entries, list) else []:
         value, name = (entry.get("idx"), entry.get("name")) if isinstance(entry, Mapping) else (None, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and isinstance(name, str) and name:
-            found[value] = f"{name}_{value}" if name in found.values() else name
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and value > 0
+            and isinstance(name, str)
+            and name.strip()
+        ):
+            taken = {folded(other) for other in found.values()}
+            found[value] = f"{name}_{value}" if folded(name) in taken else name
     return found
+
+
+def repeated_name(info: Mapping[str, Any]) -> str | None:
+    """Return the first name of a label's info that two values share, but for case and blanks, or None."""
+    seen: dict[str, int] = {}
+    entries = info.get("label_info")
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, Mapping) and entry.get("idx") and isinstance(entry.get("name"), str):
+            name = str(entry["name"])
+            if folded(name) and seen.setdefault(folded(name), entry["idx"]) != entry["idx"]:
+                return name
+    return None
 
 
 def check_label_info(info: Mapping[str, Any]) -> None:
@@ -47,14 +65,18 @@ def check_label_info(info: Mapping[str, Any]) -> None:
         raise RequestError(
             f'label_info: expected a list such as [{{"name": "liver", "idx": 1}}], got {str(entries)[:80]}'
         )
+    seen: dict[int, str] = {}
     for entry in entries:
         value = entry.get("idx") if isinstance(entry, Mapping) else None
         name = entry.get("name") if isinstance(entry, Mapping) else None
+        whole = isinstance(value, int) and not isinstance(value, bool)
         # Slicer also lists the segments without voxels, whose value is missing
-        if not isinstance(name, str) or not (value is None or (isinstance(value, int) and 0 <= value < 2**31)):
+        if not isinstance(name, str) or not (value is None or (whole and 0 <= value < 2**31)):
             raise RequestError(
                 f'label_info: expected entries such as {{"name": "liver", "idx": 1}}, got {str(entry)[:80]}'
             )
+        if value and seen.setdefault(value, name) != name:
+            raise RequestError(f"label_info: value {value} has two names, '{seen[value]}' and '{name}'; give it one")
 
 
 def names_of_values(values: Iterable[int], names: Names) -> dict[str, int]:
@@ -66,37 +88,57 @@ def names_of_values(values: Iterable[int], names: Names) -> dict[str, int]:
 
 
 def unite(labels: Iterable[tuple[np.ndarray, Names]]) -> tuple[list[np.ndarray], Names]:
-    """Give labels of several studies one numbering: a name has the value that it has in the first study with it.
+    """Give labels of several studies one numbering: see :func:`monailabel_app.label_numbers.common_numbering`.
 
     Args:
-        labels: values on any grid, and their names. Values without a name keep their number.
+        labels: values on any grid, and their names.
 
     Returns:
         the labels renumbered, and the common names.
+
+    Raises:
+        RequestError: structures that can't be told apart or brought together.
     """
-    united: list[np.ndarray] = []
-    common: Names = {}
-    labels = list(labels)
-    taken = {int(value) for label, _ in labels for value in np.unique(label)} | {v for _, n in labels for v in n}
-    for label, names in labels:
-        result = label.copy()
-        own = [(value, names.get(value)) for value in sorted({*np.unique(label).tolist(), *names} - {0})]
-        for value, name in own:
-            if name is None and not (names and value in common):
-                continue  # without any names a label is taken to have the common numbers
-            known = next((v for v, n in common.items() if n == name), None)
-            if known is None:
-                known = value
-                if value in common:  # another structure has this value
-                    known = max(taken) + 1
-                    taken.add(known)
-                if name is not None:
-                    common[known] = name
-            if known != value:
-                result = result.astype(np.int32)
-                result[label == value] = known
-        united.append(result)
-    return united, common
+    given = list(labels)
+    found = common_numbering([labelled(f"label {n}", label, own) for n, (label, own) in enumerate(given, start=1)])
+    return [remap(label, numbers) for (label, _), numbers in zip(given, found.numbers, strict=True)], found.names
+
+
+def labelled(study: str, label: np.ndarray, names: Names) -> Labelled:
+    """Return the structures of a label.
+
+    Args:
+        study: its id.
+        label: values on any grid.
+        names: of its values.
+    """
+    return Labelled(study, frozenset(int(value) for value in np.unique(label)) - {0}, names)
+
+
+def number_saved(study: str, label: np.ndarray, info: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a label and its info with the number N for what ``label_N`` names; 3D Slicer numbers from 1 on instead.
+
+    Args:
+        study: its id.
+        label: values on any grid.
+        info: of the label, checked by :func:`check_label_info`.
+
+    Raises:
+        RequestError: two structures would have the same number.
+    """
+    repeated = repeated_name(info)
+    if repeated is not None and number_of_name(repeated) is not None:
+        raise RequestError(
+            f"label_info: two values have the name '{repeated}', which stands for one number; rename one"
+        )
+    numbers = labelled(study, label, read_names(info)).numbers()
+    if all(value == number for value, number in numbers.items()):
+        return label, dict(info)
+    entries = [
+        {**entry, "idx": numbers.get(entry["idx"], entry["idx"])} if entry.get("idx") else dict(entry)
+        for entry in info["label_info"]
+    ]
+    return remap(label, numbers), {**info, "label_info": entries}
 
 
 def conflicts(names: Mapping[str, Names]) -> str | None:
@@ -108,7 +150,9 @@ def conflicts(names: Mapping[str, Names]) -> str | None:
     seen: dict[int, tuple[str, str]] = {}
     for study, own in names.items():
         for value, name in own.items():
-            other, first = seen.setdefault(value, (study, name))
-            if first != name:
-                return f"label {value} is '{first}' in '{other}' and '{name}' in '{study}'"
+            number = number_of_name(name)
+            other, first = seen.setdefault(value if number is None else number, (study, name))
+            same = number_of_name(first) == number if number is not None else folded(first) == folded(name)
+            if not same:
+                return f"label {number or value} is '{first}' in '{other}' and '{name}' in '{study}'"
     return None

@@ -31,11 +31,12 @@ from monailabel_app.app_settings import read_settings
 from monailabel_app.atlases import StudySimilarity
 from monailabel_app.batch_task import PropagateLabel
 from monailabel_app.checked_datastore import CheckedDatastore
+from monailabel_app.checked_endpoints import check_endpoints
 from monailabel_app.infer_task import RegisterStudy
 from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused
-from monailabel_app.request_options import single
+from monailabel_app.request_options import AUTO, FUSE, read_options, single
 from monailabel_app.strategy import WorstRegistered
-from monailabel_app.studies import FINAL
+from monailabel_app.studies import FINAL, find_study
 from monailabel_app.train_task import FineTune
 from monailabel_app.uploads import EXTENSIONS, CheckedSessions, refuse_foreign_data, sweep
 
@@ -70,6 +71,7 @@ class UniGradICON(MONAILabelApp):
             name="uniGradICON",
             description="Annotate by registration: labelled studies give new ones their labels",
         )
+        check_endpoints(self, self.app_settings.max_upload_bytes)
 
     def init_datastore(self) -> Datastore:
         """Return the datastore; a local one checks ids and files."""
@@ -77,6 +79,7 @@ class UniGradICON(MONAILabelApp):
             return super().init_datastore()
         return CheckedDatastore(
             self.studies,
+            max_bytes=self.app_settings.max_upload_bytes,
             extensions=list(EXTENSIONS),
             auto_reload=server_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=server_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
@@ -101,7 +104,8 @@ class UniGradICON(MONAILabelApp):
     def _load_sessions(self, load: bool = False) -> Any:
         """Return the store of sessions, with checks."""
         path = server_settings.MONAI_LABEL_SESSION_PATH
-        return CheckedSessions(path, server_settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+        expiry = server_settings.MONAI_LABEL_SESSION_EXPIRY
+        return CheckedSessions(path, expiry, self.app_settings.max_upload_bytes) if load else None
 
     def cleanup_sessions(self) -> None:
         """Remove what is old, every few minutes: sessions, and what killed or refused requests left."""
@@ -119,15 +123,14 @@ class UniGradICON(MONAILabelApp):
 
     def _infer(self, given: dict[str, Any], store: Datastore) -> dict[str, Any]:
         given = single(given)
-        if not isinstance(given.get("model"), str) or given["model"] not in self._infers:
-            raise RequestError(f"model: there is no '{str(given.get('model'))[:60]}'; use {MODEL}", 404)
+        self._check_model(given)
         image = given.get("image")
         save = bool(given.pop("save_label", False))
         tag = given.get("label_tag") or DefaultLabelTag.ORIGINAL
         tag = str(getattr(tag, "value", tag))
         if self._was_received(image):
             if Path(str(image)).is_file():
-                refuse_foreign_data("image", str(image))
+                refuse_foreign_data("image", str(image), self.app_settings.max_upload_bytes)
             given["image_id"], save = None, False
         else:
             if check_id("image", image) not in store.list_images():
@@ -149,16 +152,45 @@ class UniGradICON(MONAILabelApp):
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Serve one request for many studies."""
-        given = single(request)
+        return dict(super().batch_infer(self.check_batch(request, datastore), datastore))
+
+    def check_batch(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Return a batch's request with one value for each option.
+
+        Raises:
+            RequestError: what can't be served for any study.
+        """
+        given, store = single(request), datastore or self.datastore()
+        self._check_model(given)
         if (given.get("result") or "label") != "label":
             raise RequestError("result: a batch stores labels; ask /infer for other results")
-        return dict(super().batch_infer(given, datastore))
+        options = read_options(given, list(self.app_settings.weights_by_name()))
+        if options.moving not in (AUTO, FUSE):
+            moving = find_study(store, options.moving, "moving", self.app_settings.modality)
+            if moving.label is None:
+                raise RequestError(f"moving: '{moving.id}' has no final label; label it first")
+        self._batch_infer.check(given, store)
+        return given
 
     def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Fine-tune."""
-        if not isinstance(request.get("model"), str) or request["model"] not in self._trainers:
-            raise RequestError(f"model: there is no '{str(request.get('model'))[:60]}' to train; use {MODEL}", 404)
+        self.check_train(request)
         return dict(super().train(dict(request)))
+
+    def check_train(self, request: Mapping[str, Any]) -> None:
+        """Refuse a training that can't succeed, before it is queued.
+
+        Raises:
+            RequestError: its reason.
+        """
+        model = request.get("model")
+        if not isinstance(model, str) or model not in self._trainers:
+            raise RequestError(f"model: there is no '{str(model)[:60]}' to train; use {MODEL}", 404)
+        self._trainers[model].check(request, self.datastore())
+
+    def _check_model(self, request: Mapping[str, Any]) -> None:
+        if not isinstance(request.get("model"), str) or request["model"] not in self._infers:
+            raise RequestError(f"model: there is no '{str(request.get('model'))[:60]}'; use {MODEL}", 404)
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the next study to label."""

@@ -47,7 +47,7 @@ def is_id(value: str) -> bool:
         len(value.encode(errors="replace")) <= LONGEST_ID
         and ".." not in value
         and not value.startswith((".", "~"))
-        and not re.search(r"[/\\:#\x00-\x1f\x7f]", value)
+        and not re.search(r"[/\\:#\x00-\x1f\x7f]|%[0-9a-fA-F]{2}", value)
     )
 
 
@@ -61,8 +61,8 @@ def check_id(option: str, value: Any) -> str:
         raise RequestError(f"{option}: expected an id of the datastore, got {str(value)[:60]!r}")
     if not is_id(value):
         raise RequestError(
-            f"{option}: {value[:60]!r} can't be an id; ids have no / \\ : # nor control characters, no '..', no leading"
-            f" '.' or '~' and at most {LONGEST_ID} bytes; name a study of the datastore, not a file"
+            f"{option}: {value[:60]!r} can't be an id; ids have no / \\ : # nor control characters, no '..' nor escapes"
+            f" such as %2e, no leading '.' or '~' and at most {LONGEST_ID} bytes; name a study, not a file"
         )
     return value
 

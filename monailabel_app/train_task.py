@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import itk
+import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
 from monailabel.interfaces.datastore import Datastore
@@ -29,11 +31,15 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from monailabel_app.app_settings import BUNDLE_ROOT, AppSettings
 from monailabel_app.label_info import conflicts
+from monailabel_app.label_numbers import common_numbering, label_type, remap
 from monailabel_app.registration import release_memory
 from monailabel_app.request_errors import RequestError, check_id, plain_errors
-from monailabel_app.studies import Study, find_study
+from monailabel_app.studies import Study, check_distinct, find_study, structures
+from monailabel_app.train_progress import SLICER, figures, progress_file, read_json
 from scripts.atomic import replacing
 from scripts.checkpoints import MODEL_FILES
+from scripts.datasets import did_you_mean
+from scripts.reading import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +52,31 @@ RANGES: dict[str, tuple[float, float, float]] = {
     "dice_weight": (1.0, 0.0, 100.0),
 }
 WHOLE = ("max_epochs", "pairs_per_epoch")
-RESERVED = {*MODEL_FILES, "none", "auto", "fuse"}
+OPTIONS = ("name", "weights", "resume", *RANGES)
+# what MONAI Label and its clients send along: the app chooses the device itself
+NOT_OURS = ("model", "client_id", "gpus", "multi_gpu", "local_rank", "device", "user")
+RESERVED = {*MODEL_FILES, "none", "auto", "fuse", "training", *SLICER}
+YES, NO = ("true", "1", "yes"), ("false", "0", "no")
 FEW_LABELS = 4  # with fewer, none can be held out for validation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request."""
+
+    name: str
+    weights: dict[str, str]
+    """train.yaml's options for what to start from."""
+    resume: bool
+    numbers: dict[str, float]
+    """Of :data:`RANGES`."""
+    studies: list[Study]
+    training: list[Study]
+    validation: list[Study]
+    dice_weight: float
+    renumbered: dict[str, dict[int, int]]
+    """Id of each study whose label needs it -> value -> number that its structure has in all labels."""
+    remarks: tuple[str, ...]
 
 
 class FineTune(TrainTask):
@@ -68,30 +97,36 @@ class FineTune(TrainTask):
         return {"name": "", **defaults, "weights": start, "resume": False}
 
     def stats(self) -> dict[str, Any]:
-        """Return facts of the models that were trained here, by name."""
-        found = {}
-        for path in sorted(self.settings.models_dir.glob("*.json")):
-            try:
-                found[path.stem] = json.loads(path.read_text(), parse_constant=lambda _: None)
-            except (OSError, ValueError) as error:
-                logger.warning("%s can't be read: %s", path, error)
-        return found
+        """Return facts of the models that were trained here, by name, and the progress of the newest training.
 
-    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train, and publish the best weights as ``name``.
+        3D Slicer's bars show ``epoch`` of ``total_epochs``, and ``best_metric``, the best validation's Dice.
+        """
+        models = {path.stem: read_json(path) for path in sorted(self.settings.models_dir.glob("*.json"))}
+        runs = sorted(self.settings.training_dir.glob("*/progress.json"), key=lambda path: path.stat().st_mtime)
+        newest = (read_json(runs[-1]) or {}) if runs else {}
+        progress = {name: newest[name] for name in SLICER if name in newest}
+        if progress:
+            progress["training"] = runs[-1].parent.name
+        return {**{name: facts for name, facts in models.items() if facts is not None}, **progress}
+
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> Plan:
+        """Return what a request asks for, in a second or so, before anything is trained or written.
 
         Args:
             request: ``name``, ``weights`` to start from, ``resume``, and the numbers of :data:`RANGES`.
             datastore: whose images are trained on.
 
-        Returns:
-            the facts of the new model.
-
         Raises:
-            RequestError: a wrong value, too few images, labels whose values mean different things.
+            RequestError: an unknown option, a wrong value, too few images or labels, labels whose values mean different
+                things.
         """
+        for option in request:
+            if option not in OPTIONS and option not in NOT_OURS:
+                raise RequestError(
+                    f"{str(option)[:60]}: unknown{did_you_mean(str(option), OPTIONS)}; known: {', '.join(OPTIONS)}"
+                )
         numbers = {name: _number(request, name) for name in RANGES}
-        resume = str(request.get("resume", False)).lower() in ("true", "1", "yes")
+        resume = _switch(request, "resume")
         name = self._name(request, resume)
         weights = self._weights(request)
         studies = [find_study(datastore, s, "image", self.settings.modality) for s in sorted(datastore.list_images())]
@@ -101,57 +136,112 @@ class FineTune(TrainTask):
         conflict = conflicts({study.id: study.label_names() for study in labelled})
         if conflict:
             raise RequestError(f"labels can't be trained on together: {conflict}; give each structure one value")
+        try:
+            check_distinct(labelled)
+            known = structures(labelled)
+            numbering = common_numbering(known)
+        except RequestError as error:
+            raise RequestError(f"labels can't be trained on together: {error.detail}") from error
         training, validation = split(studies, numbers["val_split"])
-        dice = numbers["dice_weight"] if sum(study.label is not None for study in training) >= 2 else 0.0
-        folder = self.settings.training_dir / name
+        count = sum(study.label is not None for study in training)
+        dice_is_asked = request.get("dice_weight") not in (None, "") and numbers["dice_weight"] > 0
+        if dice_is_asked and count < 2:
+            raise RequestError(
+                f"dice_weight: {numbers['dice_weight']:g} needs two labelled studies at least, and there are {count};"
+                " label more, or set dice_weight to 0"
+            )
+        changed = {
+            one.id: own
+            for one, own in zip(known, numbering.numbers, strict=True)
+            if any(value != number for value, number in own.items())
+        }
+        return Plan(
+            name=name,
+            weights=weights,
+            resume=resume,
+            numbers=numbers,
+            studies=studies,
+            training=training,
+            validation=validation,
+            dice_weight=numbers["dice_weight"] if count >= 2 else 0.0,
+            renumbered=changed,
+            remarks=numbering.remarks,
+        )
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, and publish the best weights as ``name``.
+
+        Args:
+            request: see :meth:`check`.
+            datastore: whose images are trained on.
+
+        Returns:
+            the facts of the new model.
+
+        Raises:
+            RequestError: see :meth:`check`.
+        """
+        plan = self.check(request, datastore)
+        for remark in plan.remarks:
+            logger.warning("%s", remark)
+        folder = self.settings.training_dir / plan.name
         folder.mkdir(parents=True, exist_ok=True)
         lists = {"train_datalist": folder / "train.json", "val_datalist": folder / "val.json"}
-        for path, part in zip(lists.values(), (training, validation), strict=True):
+        labels = {study.id: _label(study, plan.renumbered.get(study.id), folder) for study in plan.studies}
+        for path, part in zip(lists.values(), (plan.training, plan.validation), strict=True):
             with replacing(path) as temporary:
-                temporary.write_text(json.dumps([_entry(study) for study in part], indent=1))
+                temporary.write_text(json.dumps([_entry(study, labels[study.id]) for study in part], indent=1))
         logger.info(
             "training '%s': %d images, %d of them with labels; validation: %d; Dice weight %g",
-            *(name, len(training), sum(s.label is not None for s in training), len(validation), dice),
+            *(plan.name, len(plan.training), sum(s.label is not None for s in plan.training), len(plan.validation)),
+            plan.dice_weight,
         )
+        epochs = int(plan.numbers["max_epochs"])
         options = {
             **{option: str(path) for option, path in lists.items()},
-            **weights,
-            "max_epochs": int(numbers["max_epochs"]),
-            "pairs_per_epoch": int(numbers["pairs_per_epoch"]),
-            "learning_rate": numbers["learning_rate"],
-            "dice_weight": dice,
+            **plan.weights,
+            "max_epochs": epochs,
+            "pairs_per_epoch": int(plan.numbers["pairs_per_epoch"]),
+            "learning_rate": plan.numbers["learning_rate"],
+            "dice_weight": plan.dice_weight,
             "hd95": False,  # a second for each label and pair; the Dice chooses the best weights
             "ckpt_dir": str(folder / "run"),
-            "resume": resume,
+            "resume": plan.resume,
             "device": self.settings.device,
         }
-        names = {study.image: study.id for study in studies}
+        names = {study.image: study.id for study in plan.studies}
+        names |= {label: f"label of {study}" for study, label in labels.items() if label}
         try:
             with plain_errors({**names, str(self.settings.work_dir): "the work folder"}):
                 metrics = _train(options)
         finally:
             release_memory(self.settings.device)
+        progress = read_json(progress_file(folder / "run")) or {}
+        start = next(iter(plan.weights.values())) if "model" in plan.weights else Path(plan.weights["init_ckpt"]).stem
         facts = {
-            "name": name,
-            "started_from": next(iter(weights.values())) if "model" in weights else Path(weights["init_ckpt"]).stem,
+            "name": plan.name,
+            "started_from": start,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "epochs": int(numbers["max_epochs"]),
-            "images": [study.id for study in training],
-            "labelled": [study.id for study in training if study.label],
-            "validated_on": [study.id for study in validation],
-            "held_out": not {study.id for study in training} & {study.id for study in validation},
-            "dice_weight": dice,
+            "epochs": epochs,
+            "images": [study.id for study in plan.training],
+            "labelled": [study.id for study in plan.training if study.label],
+            "validated_on": [study.id for study in plan.validation],
+            "held_out": not {study.id for study in plan.training} & {study.id for study in plan.validation},
+            "dice_weight": plan.dice_weight,
+            "remarks": list(plan.remarks),
             "last_validation": metrics,
+            "published_epoch": progress.get("best_epoch"),
+            "published_validation": progress.get("best_validation"),
         }
-        publish(folder / "run", self.settings.models_dir / f"{name}.pt", facts)
-        logger.info("published '%s': ask for it with weights '%s'", name, name)
+        publish(folder / "run", self.settings.models_dir / f"{plan.name}.pt", facts)
+        logger.info("published '%s': ask for it with weights '%s'", plan.name, plan.name)
         return facts
 
     def _name(self, request: Mapping[str, Any], resume: bool) -> str:
-        given = request.get("name") or ""
-        if not given and resume:
+        given = "" if request.get("name") is None else request["name"]
+        if given == "" and resume:
             raise RequestError("resume: give the name of the training that was stopped")
-        if given:
+        if given != "":
             name = check_id("name", given)
             if name in RESERVED or not re.fullmatch(r"[\w.+-]+", name):
                 raise RequestError(f"name: '{name}' can't be a model's name; use letters, digits, _ . + -")
@@ -220,19 +310,51 @@ def _train(options: Mapping[str, Any]) -> dict[str, float | None]:
             progress=False,
             **options,
         )
+        steps = workflow.parser["run"]
+        last = next(n for n, step in enumerate(steps) if "run_training" in str(step))
+        steps.insert(
+            last,
+            {
+                "_target_": "monailabel_app.train_progress.attach_progress",
+                "trainer": "@train::trainer",
+                "evaluator": "@validate::evaluator",
+                "path": str(progress_file(options["ckpt_dir"])),
+            },
+        )
         workflow.initialize()
         workflow.run()
-        metrics = workflow.parser.get_parsed_content("validate::evaluator").state.metrics
-        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
-        # JSON has no NaN, which a Dice without a common label is
-        return {name: round(value, 5) if math.isfinite(value) else None for name, value in numbers.items()}
+        return figures(workflow.parser.get_parsed_content("validate::evaluator").state.metrics)
     finally:
         sys.path[:] = path
 
 
-def _entry(study: Study) -> dict[str, str]:
+def _entry(study: Study, label: str | None) -> dict[str, str]:
     entry = {"subject": study.id, "image": study.image, "modality": study.modality}
-    return {**entry, "label": study.label} if study.label else entry
+    return {**entry, "label": label} if label else entry
+
+
+def _label(study: Study, numbers: Mapping[int, int] | None, folder: Path) -> str | None:
+    """Return the label's file, or a copy of it in a folder whose structures have the numbers that all labels share."""
+    if study.label is None or numbers is None:
+        return study.label
+    image = read_volume(study.label).image
+    voxels = itk.array_view_from_image(image)
+    new = remap(voxels, numbers)
+    copied = itk.image_from_array(new.astype(label_type(np.unique(new), None, voxels.dtype)))
+    copied.CopyInformation(image)
+    path = folder / "labels" / f"{study.id}.nii.gz"
+    path.parent.mkdir(exist_ok=True)
+    itk.imwrite(copied, str(path), compression=True)
+    return str(path)
+
+
+def _switch(request: Mapping[str, Any], name: str) -> bool:
+    text = str(request.get(name)).lower()
+    if request.get(name) in (None, "") or text in NO:
+        return False
+    if text not in YES:
+        raise RequestError(f"{name}: expected true or false, got {text[:60]!r}")
+    return True
 
 
 def _number(request: Mapping[str, Any], name: str) -> float:
@@ -241,7 +363,7 @@ def _number(request: Mapping[str, Any], name: str) -> float:
     if value is None or value == "":
         return default
     try:
-        number = float(value) if not isinstance(value, bool) else float("nan")
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else float("nan")
     except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not lowest <= number <= highest or (name in WHOLE and number != int(number)):

@@ -75,11 +75,10 @@ def test_names_get_one_value_in_all_studies() -> None:
     assert names == {1: "liver"}
 
 
-def test_a_structure_without_a_name_keeps_apart_from_named_ones() -> None:
+def test_a_structure_without_a_name_is_not_mixed_with_a_named_one() -> None:
     first, second = np.array([0, 1, 2], np.uint8), np.array([0, 1, 2], np.uint8)
-    labels, names = unite([(first, {1: "liver", 2: "spleen"}), (second, {1: "spleen"})])
-    np.testing.assert_array_equal(labels[1], [0, 2, 3])
-    assert names == {1: "liver", 2: "spleen"}
+    with pytest.raises(RequestError, match="number 2 is without a name in 'label 2' and 'spleen' in 'label 1'"):
+        unite([(first, {1: "liver", 2: "spleen"}), (second, {1: "spleen"})])
     # a new number is one that no study uses, not even a later one
     third = np.array([0, 3, 4], np.uint8)
     labels, names = unite([(first, {1: "a", 2: "b"}), (second, {1: "b", 2: "c"}), (third, {3: "d", 4: "e"})])

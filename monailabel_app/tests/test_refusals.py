@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import io
 import json
 import tarfile
@@ -19,6 +21,7 @@ import time
 from pathlib import Path
 
 import itk
+import nibabel as nib
 import numpy as np
 import pytest
 import requests
@@ -257,6 +260,123 @@ def test_wrong_training_requests(server: Server, body: dict, words: str) -> None
     answer = requests.post(f"{server.url}/train/{MODEL}?run_sync=true", json=body, timeout=60)
     assert answer.status_code == 400
     assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/train/unigradicon", {"epochs": 3}, 400, "epochs: unknown, did you mean 'max_epochs'?"),
+        ("/train/unigradicon", {"max_epochs": "ten"}, 400, "max_epochs: expected a whole number"),
+        ("/train/unigradicon", {"pairs_per_epoch": [5]}, 400, "pairs_per_epoch: expected a whole number"),
+        ("/train/unigradicon", {"learning_rate": 1}, 400, "learning_rate: expected a number from 1e-08 to 0.1"),
+        ("/train/unigradicon", {"learning_rate": "nan"}, 400, "learning_rate: expected a number"),
+        ("/train/unigradicon", {"resume": "perhaps"}, 400, "resume: expected true or false"),
+        ("/train/unigradicon", {"name": 7}, 400, "name: expected an id"),
+        ("/train/unigradicon", {"name": "epoch"}, 400, "can't be a model's name"),
+        ("/train/unigradicon", {"weights": "lost.pt"}, 400, "weights: expected one of"),
+        ("/train/unigradicon", {"name": "lost", "resume": True}, 404, "resume: there is no training 'lost'"),
+        ("/train/other", {}, 404, "model: there is no 'other' to train"),
+        ("/train/%2e%2e", {}, 404, "model: there is no '..' to train"),
+        ("/train/", {"max_epochs": 0}, 400, "max_epochs"),
+        ("/train/unigradicon", [1], 422, "body: Input should be a valid dictionary"),
+        ("/batch/infer/unigradicon", {"moving": "atlas_a", "preset": "slow"}, 400, "preset: expected one of"),
+        ("/batch/infer/unigradicon", {"moving": "nobody"}, 404, "moving: there is no study 'nobody'"),
+        ("/batch/infer/unigradicon", {"moving": "later_1"}, 400, "has no final label"),
+        ("/batch/infer/unigradicon", {"moving": "atlas_a", "images": ["x"]}, 404, "images: there is no study 'x'"),
+        ("/batch/infer/other", {"moving": "atlas_a"}, 404, "model: there is no 'other'"),
+        ("/scoring/dice", {}, 404, "method: there is no scoring 'dice'"),
+    ],
+)
+def test_what_runs_in_the_background_is_refused_at_once(
+    server: Server, path: str, body: object, status: int, words: str
+) -> None:
+    answer = requests.post(f"{server.url}{path}", json=body, timeout=60)
+    assert (answer.status_code, isinstance(answer.json()["detail"], str)) == (status, True), answer.text
+    assert words in answer.json()["detail"]
+    for kind in ("train", "batch/infer", "scoring"):
+        asked = requests.get(f"{server.url}/{kind}/".replace("infer/", "infer"), params={"all": True}, timeout=60)
+        found = asked.json() if asked.status_code == 200 else []
+        assert not [task for task in found if task["status"] == "SUBMITTED"]
+
+
+def test_an_unknown_id_does_not_end_a_batch(server: Server) -> None:
+    body = {"moving": "atlas_a", "images": ["nobody", "../x", "later_1", "later_1"], "preset": "fast"}
+    answer = requests.post(f"{server.url}/batch/infer/{MODEL}?run_sync=true", json=body, timeout=600)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert set(found) == {"nobody", "../x", "later_1"}
+    assert found["nobody"] == {"error": "images: there is no study 'nobody'"}
+    assert "can't be an id" in found["../x"]["error"]
+    assert found["later_1"]["params"]["moving"] == "atlas_a"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "form", "status", "words"),
+    [
+        ("post", "/infer/unigradicon?image=open", {"params": "[1]"}, 400, "params: expected a JSON object"),
+        ("post", "/infer/unigradicon?image=open", {"params": "{"}, 400, "params: expected a JSON object"),
+        ("post", "/infer/unigradicon?image=open&output=dicom_seg", {"params": "{}"}, 400, "dicom_seg"),
+        ("post", "/infer/unigradicon", {"params": "{}"}, 400, "image: expected an id"),
+        ("post", "/infer/unigradicon?session_id=x", {"params": "{}"}, 404, "there is no session 'x'"),
+        ("post", "/infer/unigradicon?image=%2e%2e", {"params": "{}"}, 400, "can't be an id"),
+        ("put", "/datastore/image/info?image=open", {"info": "5"}, 400, "info: expected a JSON object"),
+        ("put", "/datastore/label/info?label=atlas_a&tag=final", {"info": "x"}, 400, "info: expected a JSON object"),
+        ("get", "/datastore/image?image=%2e%2e", None, 400, "can't be an id"),
+        ("get", "/datastore/image?image=%252e%252e", None, 400, "can't be an id"),
+        ("get", "/datastore/image/info?image=%2e%2e", None, 400, "can't be an id"),
+        ("get", "/datastore/image/info?image=nobody", None, 404, "there is no study 'nobody'"),
+        ("get", "/datastore/label?label=%2e%2e&tag=final", None, 400, "can't be an id"),
+        ("get", "/datastore/label?label=atlas_a&tag=%2e%2e", None, 400, "can't be an id"),
+        ("get", "/datastore/label/info?label=%2e%2e&tag=final", None, 400, "can't be an id"),
+        ("delete", "/datastore/image?id=%2e%2e", None, 400, "can't be an id"),
+        ("get", "/proxy/dicom/x", None, 404, "proxy: the studies are a folder"),
+        ("get", "/proxy/dicom/wado/studies", None, 404, "proxy: the studies are a folder"),
+        ("post", "/proxy/dicom/qido/studies", None, 404, "proxy: the studies are a folder"),
+    ],
+)
+def test_requests_that_make_no_sense_get_one_line(
+    server: Server, method: str, path: str, form: dict | None, status: int, words: str
+) -> None:
+    answer = requests.request(method, f"{server.url}{path}", data=form, timeout=60)
+    assert (answer.status_code, isinstance(answer.json()["detail"], str)) == (status, True), answer.text
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("name", "content"), [("notes.txt", b"x"), ("a.zip", b"PK"), ("a.nii.gz", b"x"), ("a", b"")])
+def test_a_session_is_a_volume(server: Server, name: str, content: bytes) -> None:
+    answer = requests.put(f"{server.url}/session/", files={"files": (name, content)}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["detail"].startswith("session: ")
+    for method in ("image", "label"):
+        field = {"image": "file", "label": "label"}[method]
+        where = {"image": "new" if method == "image" else "atlas_a", "tag": "other"}
+        answer = requests.put(
+            f"{server.url}/datastore/{method}", params=where, files={field: (name, content)}, timeout=60
+        )
+        assert answer.status_code == 400, answer.text
+
+
+def test_an_upload_is_limited(server: Server) -> None:
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((2048, 1024, 1025))  # 2 GB and a little; a file of 350 bytes
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    files = {"file": ("x.nii.gz", gzip.compress(bytes(header.binaryblock) + bytes(4)))}
+    answer = requests.put(f"{server.url}/datastore/image", params={"image": "x"}, files=files, timeout=60)
+    assert answer.status_code in (400, 413), answer.text  # cut off, or too large
+    long = {
+        "Content-Length": str(3 * 2**30),
+        "Content-Type": "multipart/form-data; boundary=x",
+        "Expect": "100-continue",
+    }
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    connection.putrequest("PUT", "/datastore/image?image=x")
+    for key, value in long.items():
+        connection.putheader(key, value)
+    connection.endheaders()
+    answered = connection.getresponse()
+    assert answered.status == 413
+    assert "more than 2 GB unpacked" in json.loads(answered.read())["detail"]
 
 
 def test_an_uploaded_image_is_registered_and_forgotten(server: Server, studies: Studies) -> None:

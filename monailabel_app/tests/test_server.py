@@ -82,7 +82,9 @@ def test_label_comes_back_on_the_fixed_grid_for_slicer(server: Server, studies: 
     assert quality["folding_percent"] < 0.5
     assert 0 < quality["inconsistency_mm"] < 2
     assert answer["warning"] is None
+    assert answer["warnings"] == []
     assert answer["moving"] == "atlas_a"
+    assert answer["start"] in ("network", "field_of_view", "world", "center")
 
 
 def test_ohif_gets_raw_nrrd_in_uint8(server: Server, studies: Studies, tmp_path: Path) -> None:
@@ -208,6 +210,12 @@ def test_training_publishes_a_model_that_can_be_chosen(server: Server, studies: 
     assert set(facts["images"]) == set(studies.images)
     assert facts["dice_weight"] == 1
     assert any(name.startswith("val_") for name in facts["last_validation"])
+    assert set(facts["published_validation"]) == set(facts["last_validation"])
+    assert facts["published_epoch"] in (0, 1)
+    progress = server.info()["train_stats"][MODEL]  # what 3D Slicer's bars read
+    assert (progress["epoch"], progress["total_epochs"], progress["training"]) == (1, 1, "ours")
+    assert 0 <= progress["best_metric"] <= 1
+    assert progress["best_metric"] == facts["published_validation"]["val_dice"]
     assert "ours" in server.info()["models"][MODEL]["config"]["weights"]
     answer = server.params(studies.open, moving="atlas_a", preset="fast", weights="ours")
     assert answer["weights"] == "ours"
