@@ -45,6 +45,7 @@ from .reading import read_header
 from .resampling import NIFTI_TYPES, cast
 from .transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 from .transform_io import write_itk
+from .validation import EXACT
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +268,8 @@ def _write_all(
             image, header = read_scalars(path)
             _say(header)
             _check_finite(path, image, method)
+            if path in inputs.labels:
+                _check_exact(path, image, header)
             values = resample(image, transform, grid, method, outside if path in inputs.images else 0.0)
             values = cast(values, NIFTI_TYPES.get(header.dtype, header.dtype) or values.dtype.name)
             time_step = header.spacing[3] if values.ndim == 4 else None
@@ -298,9 +301,16 @@ def _check_finite(path: str, image: Any, method: str) -> None:
         )
 
 
+def _check_exact(path: str, image: Any, header: Header) -> None:
+    """Refuse labels that were rounded when they were read: 64-bit integers are worked with as float64."""
+    if header.dtype in ("int64", "uint64") and float(np.abs(itk.array_view_from_image(image)).max()) >= EXACT[1]:
+        raise InputError(f"label '{path}' has values of {EXACT[1]} or more, which would be rounded; renumber them")
+
+
 def _grid(inputs: Inputs, spacing: Sequence[float] | None) -> Grid:
     """Return the grid of the results: that of fixed, or of the displacement field that is applied first."""
     header = read_header(inputs.transforms[0] if inputs.fixed is None else inputs.fixed)
-    _say(header)
+    if inputs.fixed is not None:  # of a field, reading it says so
+        _say(header)
     grid = header_grid(header)
     return grid if spacing is None else with_spacing(grid, spacing)

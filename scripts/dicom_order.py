@@ -26,6 +26,7 @@ from .errors import InputError, InputFileError
 MOST_TILT_DEGREES = 0.5
 EVEN = 0.02  # gaps that differ by less than this from the median gap are even (positions are rounded)
 OFF_GRID = 0.1  # voxels that an even slice may lie off its place on the grid
+ROUNDED_MM = 0.1  # positions that were written with one digit
 SAME = 0.01  # slices nearer than this share of the widest gap lie at one place
 LENGTH, ANGLE = 0.01, 2e-3  # by which the written directions may miss unit length, and a right angle (0.1 degrees)
 # what tells volumes at the same places apart, the most telling first
@@ -87,8 +88,9 @@ def without_copies(slices: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
 
 
 def _pixels(path: str) -> bytes:
-    dataset = pydicom.dcmread(path, force=True, specific_tags=["PixelData"])
-    return bytes(dataset.get("PixelData") or b"")
+    names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+    dataset = pydicom.dcmread(path, force=True, specific_tags=list(names))
+    return b"".join(bytes(dataset.get(name) or b"") for name in names)
 
 
 def in_order(slices: Sequence[Slice]) -> list[Slice]:
@@ -195,18 +197,25 @@ def _check_places(folder: str, uid: str, slices: Sequence[Slice], gaps: np.ndarr
         raise InputError(
             f"'{folder}': two slices of the series {uid} lie at one place ({_short(slices[at])} and"
             f" {_short(slices[at + 1])}{_told_apart(slices[at], slices[at + 1])}), as at {int((counts > 1).sum())} of"
-            f" {len(counts)} places: {counts.max()} volumes, several volumes or phases; give one of them"
+            f" {len(counts)} places: {_volumes(counts)}"
         )
     values: dict[str, set[str]] = {}
     for one in slices:
         for tag, value in one.volume:
             values.setdefault(tag, set()).add(value)
     for tag, found in values.items():
-        if len(found) > 1:
+        if 1 < len(found) < len(slices):  # a tag that numbers the slices tells no volumes apart
             raise InputError(
                 f"'{folder}': the series {uid} holds {len(found)} volumes ({tag} {', '.join(sorted(found)[:5])}):"
                 " several volumes or phases; give one of them"
             )
+
+
+def _volumes(counts: np.ndarray) -> str:
+    """Return what slices at one place are likely to be, and what to do; counts are of the slices at each place."""
+    if (counts > 1).sum() <= len(counts) // 4:
+        return "some slices are there more than once; remove those that do not belong to the volume"
+    return f"{counts.max()} volumes, several volumes or phases; give one of them"
 
 
 def _told_apart(one: Slice, other: Slice) -> str:
@@ -257,8 +266,9 @@ def stack(folder: str, uid: str, slices: Sequence[Slice]) -> Stack:
 def _gap(places: np.ndarray, gaps: np.ndarray) -> tuple[float, bool]:
     """Return the gap of the grid, mm, and whether the slices lie on it."""
     mean, median = float(places[-1] / len(gaps)), float(np.median(gaps))
-    off = np.abs(places - mean * np.arange(len(places))).max()
-    is_even = bool(np.abs(gaps - median).max() <= EVEN * median and off <= OFF_GRID * mean)
+    off = float(np.abs(places - mean * np.arange(len(places))).max())
+    # a slice that is missing moves others by half a gap; positions rounded to 0.1 mm move them by less than that
+    is_even = off <= min(max(OFF_GRID * mean, ROUNDED_MM), 2 * OFF_GRID * mean)
     return (mean, True) if is_even else (median, False)
 
 

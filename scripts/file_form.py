@@ -105,6 +105,24 @@ def check_metaimage(path: str) -> None:
         )
 
 
+def check_compression(path: str) -> None:
+    """Refuse a file whose name says that it is compressed with gzip and which is not, or the other way round.
+
+    Raises:
+        InputFileError: naming the file, and the name it should have.
+    """
+    if not Path(path).is_file():
+        return
+    name = path.lower()
+    with open(path, "rb") as file:
+        start = file.read(2)
+    is_packed = start == b"\x1f\x8b"
+    if start and name.endswith(".gz") and not is_packed:
+        raise InputFileError(f"'{path}' is not compressed, though its name ends in .gz; rename it to end without .gz")
+    if is_packed and name.endswith((".nii", ".hdr", ".img", ".nrrd", ".mha")):
+        raise InputFileError(f"'{path}' is compressed with gzip; rename it to end in {Path(path).suffix}.gz")
+
+
 def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None:
     """Refuse a header that claims more than its file can hold, or than there is memory for.
 
@@ -155,6 +173,22 @@ def check_complete(path: str) -> None:
         raise InputFileError(f"'{voxels}' is cut off: it has {length} bytes of {needed:g}; copy it again")
 
 
+def check_analyze(path: str, header: Any) -> None:
+    """Refuse an Analyze file that only SPM reads rightly: a scale in a field without a name, an affine in a .mat file.
+
+    Raises:
+        InputFileError: naming the file and what it has.
+    """
+    scale = float(np.frombuffer(header.binaryblock[112:116], f"{header.endianness}f4")[0])
+    if np.isfinite(scale) and scale not in (0, 1):
+        raise InputFileError(
+            f"'{path}' has a scale of {scale:g} that only SPM knows (Analyze header); convert it to NIfTI with SPM"
+        )
+    matrix = _beside(path, (".mat",))
+    if matrix is not None:
+        raise InputFileError(f"'{path}' has its geometry in '{matrix}', which only SPM reads; convert it to NIfTI")
+
+
 def check_begin(path: str, header: Any) -> int:
     """Return the byte at which the voxels of a NIfTI file begin.
 
@@ -177,7 +211,7 @@ def voxel_file(path: str) -> str:
     Raises:
         InputFileError: it is not there.
     """
-    if not path.lower().endswith(".hdr"):
+    if not path.lower().endswith((".hdr", ".hdr.gz")):
         return path
     found = _beside(path, (".img", ".img.gz"))
     if found is None:
@@ -214,8 +248,8 @@ def nifti_header(path: str) -> Any:
     """
     name = path.lower()
     if name.endswith((".img", ".img.gz")):
-        path = _beside(path, (".hdr",)) or path
-    elif not name.endswith((".nii", ".nii.gz", ".hdr")):
+        path = _beside(path, (".hdr", ".hdr.gz")) or path
+    elif not name.endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz")):
         return None
     try:
         with ImageOpener(path) as file:

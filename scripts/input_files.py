@@ -151,6 +151,9 @@ def check_output_dir(output_dir: Any, option: str = "output_dir") -> Path:
             f"{option} '{folder}': there is no user '{folder.parts[0][1:]}' whose home folder it could be; write"
             f" ./{folder} for a folder of that name"
         )
+    home = from_home(folder.parts[0]) if (folder := Path(text)).parts[:1] and text.startswith("~") else None
+    if home is not None and home.is_absolute() and not home.is_dir():
+        raise InputError(f"{option} '{text}': the home folder '{home}' does not exist; give another folder")
     folder = absolute(text)
     check_name_length(option, folder)
     existing = folder

@@ -30,13 +30,14 @@ def outside_value(values: Any, modality: str | None) -> float:
 
     Args:
         values: of the image, array or tensor of any shape.
-        modality: "ct"; "mr", which is 0; None where it is not known: CT if a value is -200 or below, else 0.
+        modality: "ct"; "mr", which is 0; None where it is not known: CT if the values look like HU (some near air, many
+            near 0, hardly any below air but padding), else 0.
     """
     if modality not in ("ct", None):
         return 0.0
     finite = _numbers(values)
     lowest = float(finite.min()) if finite.size else 0.0
-    if modality is None and lowest > CLEARLY_NEGATIVE:
+    if modality is None and not _is_in_hu(_sample(finite), lowest, least_air=0.005):
         return 0.0
     return max(AIR_HU, lowest)
 
@@ -53,7 +54,7 @@ def modality_warning(values: Any, modality: str) -> str | None:
     whole = _numbers(values)
     if not whole.size:
         return None
-    sample = whole[:: max(1, whole.size // SAMPLE)].astype(np.float64)
+    sample = _sample(whole)
     lowest, highest = float(whole.min()), float(whole.max())
     if modality != "ct":
         return _hu_as_other(sample, lowest)
@@ -102,13 +103,28 @@ def _without_padding(sample: np.ndarray, lowest: float) -> tuple[np.ndarray, flo
     return (rest, above) if above - lowest > 500 else (sample, lowest)
 
 
-def _hu_as_other(sample: np.ndarray, lowest: float) -> str | None:
-    """Return the line on an image that is not said to be CT, but has the histogram of CT in HU."""
+def _sample(values: np.ndarray) -> np.ndarray:
+    return values[:: max(1, values.size // SAMPLE)].astype(np.float64)
+
+
+def _shares(sample: np.ndarray, lowest: float) -> tuple[float, float, float]:
+    """Return the shares of air and of soft tissue in HU, and of what lies below air but is no padding."""
     air = float(np.mean((sample >= -1100) & (sample <= -850)))
     soft = float(np.mean(np.abs(sample) <= 200))
-    below = float(np.mean((sample < -1100) & (sample > lowest)))  # of phase and field maps
-    if lowest > CLEARLY_NEGATIVE or air < 0.05 or soft < 0.05 or below > 0.01:
+    return air, soft, float(np.mean((sample < -1100) & (sample > lowest)))  # of phase and field maps
+
+
+def _is_in_hu(sample: np.ndarray, lowest: float, least_air: float) -> bool:
+    """Tell whether values have the histogram of CT in HU."""
+    air, soft, below = _shares(sample, lowest)
+    return lowest <= CLEARLY_NEGATIVE and air >= least_air and soft >= 0.05 and below <= 0.01
+
+
+def _hu_as_other(sample: np.ndarray, lowest: float) -> str | None:
+    """Return the line on an image that is not said to be CT, but has the histogram of CT in HU."""
+    if not _is_in_hu(sample, lowest, least_air=0.05):
         return None
+    air, soft, _ = _shares(sample, lowest)
     return (
         f"has the values of CT in HU ({air:.0%} of the voxels near -1000, {soft:.0%} near 0), but the modality mr,"
         " which scales by percentiles; give the modality ct if it is CT"

@@ -108,7 +108,7 @@ def _contradictions(path: str, header: Any, sform: np.ndarray, shape: tuple[int,
         try:
             qform = _qform(path, header, pixdim)
         except InputFileError as error:
-            return [f"{error}; the sform is used"]
+            return [f"{error}. The sform is used, as nibabel does; ITK and 3D Slicer may not. Repair the header"]
         gap = corner_gap_mm(qform, sform, shape)
         if gap <= near:
             return []
@@ -130,6 +130,9 @@ def _qform(path: str, header: Any, pixdim: np.ndarray) -> np.ndarray:
     """Return the affine of quaternion, pixdim and offset, as nifti1.h's method 2 computes it."""
     vector = np.array([float(header[f"quatern_{name}"]) for name in "bcd"])
     squared = float(vector @ vector)
+    offset = np.array([float(header[f"qoffset_{axis}"]) for axis in "xyz"])
+    if not np.isfinite(offset).all():
+        raise InputFileError(f"'{path}' has qoffset = {_text(offset)} in its header (qform): no place")
     if not squared <= _LONGEST_QUATERNION:
         raise InputFileError(f"'{path}' has quatern_b, c, d = {_text(vector)} in its header (qform): no rotation")
     vector = vector / max(1.0, np.sqrt(squared))
@@ -138,7 +141,7 @@ def _qform(path: str, header: Any, pixdim: np.ndarray) -> np.ndarray:
     affine[:3, :3] = quat2mat([first, *vector]) * pixdim
     if float(header["pixdim"][0]) < 0:
         affine[:3, 2] *= -1
-    affine[:3, 3] = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    affine[:3, 3] = offset
     return affine
 
 

@@ -32,8 +32,10 @@ from monai.transforms import LoadImage, MapTransform
 from .dicom_series import is_dicom, read_series, series_header
 from .errors import InputError, InputFileError
 from .file_form import (
+    check_analyze,
     check_claim,
     check_complete,
+    check_compression,
     check_metaimage,
     check_nrrd,
     check_regular,
@@ -45,7 +47,7 @@ from .header_geometry import without_shear
 from .itk_messages import itk_reason
 from .itk_types import numpy_type_name, readable_type, to_itk_type
 from .nifti_reading import nifti_file_header, read_nifti
-from .text_headers import is_text_header, length_in_mm, names_no_world
+from .text_headers import is_text_header, length_in_mm, names_no_world, unscaled
 
 logger = logging.getLogger(__name__)
 # MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
@@ -79,9 +81,12 @@ def read_header(path: str, series: str | None = None) -> Header:
             message starts with the path.
     """
     check_regular(path)
+    check_compression(path)
     raw = nifti_header(path)
     if raw is not None and is_nifti(raw):
         return nifti_file_header(path, raw)
+    if raw is not None:
+        check_analyze(path, raw)
     if Path(path).is_dir() or is_dicom(path):
         header = series_header(path, series)
         check_claim(path, header.shape, np.dtype(header.dtype).itemsize)
@@ -109,10 +114,11 @@ def _settled(path: str, image_io: Any, shape: tuple[int, ...], components: int) 
         )
     if image_io.GetNameOfClass() not in _WITH_WORLD or names_no_world(path):
         said.append(
-            f"'{path}' says nothing of its orientation: left and right, and its place, are unknown; its axes are taken"
-            " for left, posterior and superior. Convert it to NIfTI, NRRD or MHA with the right geometry"
+            f"'{path}' says nothing of its orientation: left and right are unknown; its axes are taken for left,"
+            " posterior and superior. Convert it to NIfTI, NRRD or MHA with the right geometry"
         )
     if is_text_header(path):
+        said += unscaled(path)
         scale, unit = length_in_mm(path)
         if unit is not None:
             spacing[:count], origin[:count] = spacing[:count] * scale, origin[:count] * scale

@@ -21,7 +21,10 @@ _MM = {
     **dict.fromkeys(("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "???"), 1.0),
     **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
-    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers", "micrometre"), 1e-3),
+    **dict.fromkeys(
+        ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"),
+        1e-3,
+    ),
     **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
 }
 _SPACES = (
@@ -59,12 +62,29 @@ def length_in_mm(path: str) -> tuple[float, str | None]:
 
 
 def names_no_world(path: str) -> bool:
-    """Tell whether an NRRD header leaves open where left and right are: no ``space`` of patients, or no directions."""
-    if not path.lower().endswith((".nrrd", ".nhdr")):
+    """Tell whether a header leaves open where left and right are.
+
+    So does an NRRD header without a ``space`` of patients or without three directions, and a MetaImage header with
+    neither matrix nor offset.
+    """
+    header = _header(path) if is_text_header(path) else ""
+    if path.lower().endswith((".mha", ".mhd")):
+        placed = "TransformMatrix|Rotation|Orientation|Offset|Position|Origin"
+        return not re.search(rf"(?im)^(?:{placed})\s*[=:]", header)
+    if not header:
         return False
-    header = _header(path)
     space = re.search(r"(?im)^space:[ \t]*(\S+)", header)
-    return space is None or space[1].lower() not in _SPACES or not re.search(r"(?im)^space directions:", header)
+    directions = re.search(r"(?im)^space directions:(.*)$", header)
+    is_whole = directions is not None and directions[1].count("(") >= 3
+    return space is None or space[1].lower() not in _SPACES or not is_whole
+
+
+def unscaled(path: str) -> list[str]:
+    """Return a line if a MetaImage header scales its values, which no reader here applies."""
+    found = re.search(r"(?im)^ElementToIntensityFunction(?:Slope|Offset)\s*[=:]\s*(\S+)", _header(path))
+    if not path.lower().endswith((".mha", ".mhd")) or found is None or found[1] in ("0", "1"):
+        return []
+    return [f"'{path}': its header scales the values (ElementToIntensityFunction); they are used as stored, as by ITK"]
 
 
 def _header(path: str) -> str:

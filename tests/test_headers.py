@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 
 from scripts.errors import InputError
+from scripts.modality import outside_value
 from scripts.reading import LoadVolumesd, read_header
 from scripts.validation import check_header
 from scripts.workflow import run_workflow
@@ -132,6 +134,7 @@ AGREEMENTS: dict[str, dict[str, Any]] = {
     "a quaternion that was rounded": {
         "qform": affine_of(np.diag([1.0, -1, -1]), (1, 1, 1), (0, 0, 0)),
         "codes": (0, 1),
+        "quatern_b": 1.0001,
     },
 }
 
@@ -144,9 +147,10 @@ def test_headers_that_agree_are_read_without_a_word(tmp_path: Path, given: dict[
     np.testing.assert_allclose(np.asarray(volume.affine), expected, atol=1e-4)
     assert volume.meta["warnings"] == []
     image = itk.imread(path)  # and as ITK reads it
-    np.testing.assert_allclose(
-        np.diag([-1, -1, 1]) @ np.asarray(volume.affine)[:3, 3], list(image.GetOrigin()), atol=0.1
-    )
+    lps = np.diag([-1, -1, 1]) @ np.asarray(volume.affine)[:3]
+    axes = itk.array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing())
+    np.testing.assert_allclose(lps[:, 3], list(image.GetOrigin()), atol=0.1)
+    np.testing.assert_allclose(lps[:, :3], axes, atol=1e-3)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -154,6 +158,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "sheared sform beside a valid qform": ({"sform": SHEAR, "qform": A, "codes": (2, 1)}, "sheared axes"),
     "qform with a spacing below zero": ({"qform": A, "codes": (0, 1), "pixdim_at_2": -1.5}, "pixdim = 1.5 x -1.5 x 3"),
     "qform with a spacing of zero": ({"qform": A, "codes": (0, 1), "pixdim_at_3": 0}, "pixdim = 1.5 x 1.5 x 0"),
+    "qform with a quaternion beyond rounding": ({"qform": A, "codes": (0, 1), "quatern_b": 1.006}, "no rotation"),
+    "qform without a place": ({"qform": A, "codes": (0, 1), "qoffset_x": np.nan}, "qoffset_x = "),
     "qform without a rotation": ({"qform": A, "codes": (0, 1), "quatern_b": 1.2}, "no rotation"),
     "a code of no world": ({"sform": A, "qform": A, "codes": (1000, 1)}, "sform_code = 1000"),
     "a code below zero": ({"sform": A, "qform": A, "codes": (1, -1)}, "qform_code = -1"),
@@ -190,6 +196,32 @@ def test_a_rounded_oblique_sform_is_taken_with_the_nearest_rotation(tmp_path: Pa
     assert np.abs(ends @ (affine - rounded).T).max() < 0.1 * 0.7
     middle = np.array([11.5, 9.5, 7.5, 1])
     np.testing.assert_allclose(affine @ middle, rounded @ middle, atol=1e-5)  # the error is shared out
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", ["a.hdr", "a.img"])
+def test_pairs_of_header_and_image_follow_the_same_rule(tmp_path: Path, suffix: str, name: str) -> None:
+    pair = nib.Nifti1Pair(values(), A)
+    pair.set_qform(A, 1)
+    pair.set_sform(SHIFTED, 4)
+    nib.save(pair, tmp_path / "a.img")
+    if suffix:
+        for part in ("a.hdr", "a.img"):
+            (tmp_path / f"{part}.gz").write_bytes(gzip.compress((tmp_path / part).read_bytes()))
+            (tmp_path / part).unlink()
+    volume = load(str(tmp_path / (name + suffix)))
+    np.testing.assert_allclose(np.asarray(volume.affine), SHIFTED, atol=1e-4)
+    np.testing.assert_array_equal(volume[0].numpy(), values())
+    (said,) = volume.meta["warnings"]
+    assert "contradict each other by up to 24 mm" in said
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.nii.gz", False), ("a.nii", True), ("a.nrrd", True), ("a.mha", True)])
+def test_a_name_that_contradicts_the_compression_is_said(tmp_path: Path, name: str, packed: bool) -> None:
+    good = Path(write(tmp_path / "good.nii", sform=A, codes=(1, 0))).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(good) if packed else good)
+    with pytest.raises(InputError, match=r"is compressed with gzip; rename" if packed else "is not compressed.*rename"):
+        load(str(tmp_path / name))
 
 
 def test_without_codes_the_axes_are_taken_as_itk_does_and_results_say_no_more(tmp_path: Path) -> None:
@@ -275,6 +307,7 @@ def text_file(path: Path, fields: str) -> str:
         ("a.nrrd", f'{SPACE}{DIRECTIONS}\nspace units: "m" "m" "m"', 1000),
         ("a.mha", "DistanceUnits = um\n", 1e-3),
         ("a.mha", "DistanceUnits = cm\n", 10),
+        ("a.nrrd", f'{SPACE}{DIRECTIONS}\nspace units: "micrometres" "micrometres" "micrometres"', 1e-3),
         ("a.nrrd", f'{SPACE}{DIRECTIONS}\nspace units: "mm" "mm" "mm"', 1),
         ("a.nrrd", f"{SPACE}{DIRECTIONS}", 1),
         ("a.mha", "DistanceUnits = mm\n", 1),
@@ -335,10 +368,39 @@ def test_the_spaces_of_nrrd_are_those_of_patients(tmp_path: Path, space: str, si
     assert volume.meta["warnings"] == []
 
 
-@pytest.mark.parametrize("fields", [f"space dimension: 3\n{DIRECTIONS}", f"space: scanner-xyz\n{DIRECTIONS}"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        f"space dimension: 3\n{DIRECTIONS}",
+        f"space: scanner-xyz\n{DIRECTIONS}",
+        f"{SPACE}space directions: none none none",
+    ],
+)
 def test_an_nrrd_without_a_world_of_patients_is_said(tmp_path: Path, fields: str) -> None:
     (said,) = load(text_file(tmp_path / "a.nrrd", fields)).meta["warnings"]
     assert "says nothing of its orientation" in said
+
+
+def test_a_metaimage_without_place_or_scaled_is_said(tmp_path: Path) -> None:
+    path = Path(text_file(tmp_path / "a.mha", "ElementToIntensityFunctionSlope = 2.5\n"))
+    (said,) = load(str(path)).meta["warnings"]
+    assert "scales the values" in said
+    lines = path.read_bytes().replace(b"TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 10 20 30\n", b"")
+    path.write_bytes(lines.replace(b"ElementToIntensityFunctionSlope = 2.5\n", b""))
+    (said,) = load(str(path)).meta["warnings"]
+    assert "says nothing of its orientation" in said
+
+
+@pytest.mark.parametrize("kind", ["scale", "matrix"])
+def test_an_analyze_file_that_only_spm_reads_rightly_is_refused(tmp_path: Path, kind: str) -> None:
+    image = nib.Spm99AnalyzeImage(values(), A) if kind == "matrix" else nib.AnalyzeImage(values(), A)
+    image.to_filename(tmp_path / "a.img")
+    if kind == "scale":
+        header = bytearray((tmp_path / "a.hdr").read_bytes())
+        header[112:116] = np.float32(2.5).tobytes()
+        (tmp_path / "a.hdr").write_bytes(bytes(header))
+    with pytest.raises(InputError, match=r"2\.5 that only SPM" if kind == "scale" else r"geometry in '.*a\.mat'"):
+        load(str(tmp_path / "a.img"))
 
 
 def test_an_analyze_file_has_no_orientation_and_says_so(tmp_path: Path) -> None:
@@ -346,6 +408,10 @@ def test_an_analyze_file_has_no_orientation_and_says_so(tmp_path: Path) -> None:
     for name in ("a.img", "a.hdr"):
         volume = load(str(tmp_path / name))
         assert "says nothing of its orientation" in volume.meta["warnings"][0]
+        np.testing.assert_array_equal(volume[0].numpy(), values())
+        np.testing.assert_allclose(
+            np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0), [1.5, 1.2, 2.0], atol=1e-6
+        )
 
 
 def test_nifti_2_is_read(tmp_path: Path) -> None:
@@ -365,7 +431,7 @@ INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uin
 def test_apply_keeps_type_and_numbers(tmp_path: Path, dtype: str, is_label: bool) -> None:
     voxels = np.zeros(SHAPE, dtype=dtype)
     kind = np.dtype(dtype)
-    largest = min(np.iinfo(kind).max, 614454277 if kind.itemsize < 8 else 2**53) if kind.kind in "iu" else 12345
+    largest = min(np.iinfo(kind).max, 614454277 if kind.itemsize < 8 else 2**53 - 1) if kind.kind in "iu" else 12345
     voxels[2:9, 3:8, 4:9], voxels[12:20, 9:15, 5:12] = 3, largest
     voxels[10, 10, 10] = min(16777217, largest)
     path = write(tmp_path / "a.nii", sform=A, codes=(1, 0), voxels=voxels)
@@ -376,6 +442,28 @@ def test_apply_keeps_type_and_numbers(tmp_path: Path, dtype: str, is_label: bool
         np.testing.assert_array_equal(found, voxels)
     else:  # interpolated
         np.testing.assert_allclose(found, voxels, rtol=1e-6, atol=largest * 1e-6)
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1])
+def test_label_ids_that_would_be_rounded_are_refused_by_apply(tmp_path: Path, value: int) -> None:
+    voxels = np.zeros(SHAPE, np.int64)
+    voxels[2:9, 3:8, 4:9] = value
+    path = write(tmp_path / "a.nii", sform=A, codes=(1, 0), voxels=voxels)
+    with pytest.raises(InputError, match="would be rounded"):
+        apply_identity(tmp_path, path, path, is_label=True)
+
+
+@pytest.mark.parametrize(("modality", "low", "outside"), [("mr", -2000, 0), ("ct", -1000, -1000)])
+def test_register_and_apply_put_the_same_value_outside(tmp_path: Path, modality: str, low: int, outside: int) -> None:
+    voxels = (
+        values().astype(np.int32) * 4 + low if modality == "mr" else np.where(values() > 500, 40, low) + values() % 7
+    )
+    fixed = write(tmp_path / "f.nii", sform=A, codes=(1, 0), voxels=voxels.astype(np.int16))
+    beside = A @ np.array([[1, 0, 0, 12], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    moving = write(tmp_path / "m.nii", sform=beside, codes=(1, 0), voxels=voxels.astype(np.int16))
+    result = apply_identity(tmp_path, fixed, moving)
+    assert set(np.asanyarray(result.dataobj)[0].ravel().tolist()) == {outside}
+    assert outside_value(voxels, modality) == outside
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
