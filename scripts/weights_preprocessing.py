@@ -138,9 +138,10 @@ def choose_preprocessing(
                 "%s %s differs from the %s that the weights were made for; leave the option out to follow the weights",
                 *(name, given[name], recorded[name]),
             )
-    chosen = {**recorded, **given}
+    chosen: dict[str, Any] = {**recorded, **given}
     # lists, as reports hold them: a resumed cohort compares the two
-    return Preprocessing(**{name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()})
+    lists: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
+    return Preprocessing(**lists)
 
 
 def _differ(given: Any, recorded: Any) -> bool:
