@@ -39,9 +39,9 @@ class Preprocessing(NamedTuple):
 
     match_orientation: bool = True
     """Both images are turned by whole axes to the same orientation (LPS)."""
-    ct_window: Sequence[float] = CT_WINDOW
+    ct_window: Sequence[float] = list(CT_WINDOW)
     """Lower and upper end of CT, HU."""
-    mr_percentiles: Sequence[float] = MR_PERCENTILES
+    mr_percentiles: Sequence[float] = list(MR_PERCENTILES)
     """Lower and upper end of anything else, percent."""
 
     def facts(self) -> dict[str, Any]:
@@ -138,7 +138,10 @@ def choose_preprocessing(
                 "%s %s differs from the %s that the weights were made for; leave the option out to follow the weights",
                 *(name, given[name], recorded[name]),
             )
-    return Preprocessing(**{**recorded, **given})
+    chosen: dict[str, Any] = {**recorded, **given}
+    # lists, as reports hold them: a resumed cohort compares the two
+    lists: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
+    return Preprocessing(**lists)
 
 
 def _differ(given: Any, recorded: Any) -> bool:

@@ -199,7 +199,7 @@ def test_a_checkpoint_that_does_not_record_it_is_read_safely_and_said(
         ("match_orientation", True, False),
         ("match_orientation", "auto", False),
         ("ct_window", [-100, 100], True),
-        ("ct_window", (-200.0, 300.0), False),
+        ("ct_window", [-200.0, 300.0], False),
         ("mr_percentiles", [0, 99], True),
     ],
 )
@@ -215,6 +215,7 @@ def test_an_option_wins_with_a_warning_where_it_contradicts_the_weights(
 
 
 def test_models_by_name() -> None:
+    assert choose_preprocessing("none", ct_window=(-1, 1)).ct_window == [-1, 1]  # as a report holds it
     assert choose_preprocessing("none") == choose_preprocessing("default", bundle_root=ROOT) == Preprocessing()
     assert choose_preprocessing("unigradicon", bundle_root=ROOT) == Preprocessing(match_orientation=False)
     assert read_checkpoint(ROOT / "models" / "model.pt").preprocessing == {"match_orientation": True}
