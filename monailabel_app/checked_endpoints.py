@@ -28,6 +28,7 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
+from monailabel.datastore.local import LocalDatastore
 
 from monailabel_app.request_errors import RequestError, check_id
 from monailabel_app.uploads import check_suffix, too_large
@@ -75,7 +76,7 @@ def check_endpoints(app: Any, max_bytes: int) -> None:
 
     def known(given: Arguments) -> None:
         study = check_id("id", given.get("image", given.get("label")))
-        if hasattr(app.datastore(), "max_bytes") and study not in app.datastore().list_images():
+        if isinstance(app.datastore(), LocalDatastore) and study not in app.datastore().list_images():
             raise RequestError(f"there is no study '{study}'", 404)
         if given.get("tag") is not None:
             check_id("tag", given["tag"])
@@ -88,7 +89,7 @@ def check_endpoints(app: Any, max_bytes: int) -> None:
             check_suffix("file", given["file"].filename)
         elif given["session_id"] and app.sessions().get_session(given["session_id"]) is None:
             raise RequestError(f"session_id: there is no session {given['session_id'][:60]!r}", 404)
-        if given["output"] == "dicom_seg" and hasattr(app.datastore(), "max_bytes"):
+        if given["output"] == "dicom_seg" and isinstance(app.datastore(), LocalDatastore):
             raise RequestError("output: dicom_seg needs studies on a DICOMweb server; ask for image, json or all")
 
     def session_files(given: Arguments) -> None:

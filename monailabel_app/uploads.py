@@ -28,6 +28,7 @@ from monailabel.utils.sessions import Sessions
 
 from monailabel_app.request_errors import RequestError, plain_errors
 from scripts.errors import InputError
+from scripts.header import Header
 from scripts.reading import read_header, read_volume
 from scripts.validation import check_header
 
@@ -118,9 +119,13 @@ def refuse_large(option: str, path: str, max_bytes: int) -> None:
         header = read_header(path)
     except InputError:  # said by the checks that follow
         return
-    voxel = header.components * (np.dtype(header.dtype).itemsize if header.dtype else 1)
-    if int(np.prod(header.shape, dtype=object)) * voxel > max_bytes:
+    if int(np.prod(header.shape, dtype=object)) * _voxel_bytes(header) > max_bytes:
         raise too_large(option, max_bytes)
+
+
+def _voxel_bytes(header: Header) -> int:
+    """Return the size of a voxel, or the least it can be where the type is not known."""
+    return header.components * (np.dtype(header.dtype).itemsize if header.dtype else 1)
 
 
 def _unpacked_size(path: str, begins: int, packing: bytes, most: int) -> int:
@@ -223,7 +228,9 @@ class CheckedSessions(Sessions):
                 raise RequestError("uncompress: archives are not unpacked; send the files of the series one by one")
             if path.is_dir():
                 with plain_errors({f"'{data_file}'": "the upload", data_file: "the upload"}):
-                    check_header("session", data_file)
+                    header = check_header("session", data_file)
+                if int(np.prod(header.shape, dtype=object)) * _voxel_bytes(header) > self.max_bytes:
+                    raise too_large("session", self.max_bytes)
             else:
                 check_volume_file("session", data_file, self.max_bytes)
         except RequestError:

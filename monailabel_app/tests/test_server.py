@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +28,7 @@ import requests
 import torch
 
 from monailabel_app.tests.conftest import files_of_the_bundle
-from monailabel_app.tests.server import MODEL, Server
+from monailabel_app.tests.server import MODEL, Server, free_port, running_server, serve_command
 from monailabel_app.tests.studies import (
     Studies,
     assert_same_grid,
@@ -255,6 +256,39 @@ def test_training_can_be_stopped_and_resumed(server: Server, studies: Studies) -
     assert resumed.status_code == 200, resumed.text
     assert resumed.json()["epochs"] == epochs + 1
     assert "long" in server.info()["models"][MODEL]["config"]["weights"]
+
+
+def test_labels_of_slicer_and_of_the_folder_are_fused(tmp_path: Path, studies: Studies) -> None:
+    """3D Slicer numbers from 1 on what it names ``label_N``; a label put into labels/final has its numbers alone."""
+    folder = tmp_path / "studies"
+    (folder / "labels" / "final").mkdir(parents=True)
+    for name in (studies.open, *studies.labelled):
+        shutil.copy(studies.images[name], folder / f"{name}.nii.gz")
+    by_hand, sent = studies.labelled
+    shutil.copy(studies.labels[by_hand], folder / "labels" / "final" / f"{by_hand}.nii.gz")
+    label = itk.imread(str(studies.labels[sent]))
+    values, index = np.unique(itk.array_from_image(label), return_inverse=True)
+    # without the first structure, as if it had been removed: all others move down
+    index = np.where(index > 1, index - 1, 0).reshape(voxels(studies.labels[sent]).shape)
+    image = itk.image_from_array(index.astype(np.uint8))
+    image.CopyInformation(label)
+    itk.imwrite(image, str(tmp_path / "sent.nii.gz"))
+    names = [{"name": f"label_{value}", "idx": number} for number, value in enumerate(values[2:].tolist(), start=1)]
+    port = free_port()
+    command = serve_command(folder, tmp_path / "work", port, "--conf", "modality", studies.modality)
+    with running_server(command, tmp_path, tmp_path / "work", port) as server:
+        server.client(tmp_path).save_label(sent, str(tmp_path / "sent.nii.gz"), "final", {"label_info": names})
+        expected = voxels(studies.labels[sent])
+        expected = np.where(expected == values[1], 0, expected)
+        np.testing.assert_array_equal(voxels(folder / "labels" / "final" / f"{sent}.nii.gz"), expected)
+        every = {int(value) for value in np.unique(voxels(studies.labels[by_hand])) if value} | set(values[2:].tolist())
+        assert server.info()["models"][MODEL]["labels"] == {f"label_{value}": value for value in sorted(every)}
+        path = server.result(studies.open, tmp_path / "f.nii.gz", moving="fuse", preset="fast", atlases=2)
+    truth = voxels(studies.labels[studies.open])
+    before = mean_dice(truth, field_of_view_start(voxels(studies.labels[by_hand]), truth.shape))
+    after = mean_dice(truth, voxels(path))
+    print(f"mean Dice {before:.3f} before, {after:.3f} after")
+    assert after > least(before)
 
 
 def test_many_requests_two_at_a_time_leave_memory_flat(server: Server, studies: Studies, tmp_path: Path) -> None:
