@@ -214,7 +214,7 @@ def _check_places(folder: str, uid: str, slices: Sequence[Slice], gaps: np.ndarr
 def _volumes(counts: np.ndarray) -> str:
     """Return what slices at one place are likely to be, and what to do; counts are of the slices at each place."""
     if (counts > 1).sum() <= len(counts) // 4:
-        return "some slices are there more than once; remove those that do not belong to the volume"
+        return "some slices are there more than once; of those at one place, give one of them"
     return f"{counts.max()} volumes, several volumes or phases; give one of them"
 
 

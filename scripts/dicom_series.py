@@ -36,6 +36,7 @@ READ_TAGS: list[BaseTag] = [Tag(name) for name in (*TAGS, *NM_VOLUMES)]
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 # what may bear a series' UID without being a slice of its volume: captured screens, doses
 NO_SLICES = (RT_DOSE, *(f"1.2.840.10008.5.1.4.1.1.7{part}" for part in ("", ".1", ".2", ".3", ".4")))
+LONGEST_UID = 64  # characters; a damaged header may have anything in its place
 NAMES = (".dcm", ".dicom", ".ima")
 
 
@@ -99,7 +100,7 @@ def _listed(folder: str) -> tuple[list[Series], set[str], list[str]]:
         if ("Rows" in header or is_image) and kind not in SEGMENTATIONS:
             found.setdefault(uid, []).append((str(path), header))
         elif kind:
-            others.add(kind.name)
+            others.add("".join(letter for letter in kind.name if letter.isprintable())[:LONGEST_UID])
         elif is_dicom(str(path)):
             broken.append(str(path))
     return [_series_or_problem(uid, files) for uid, files in sorted(found.items())], others, broken

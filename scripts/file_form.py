@@ -118,7 +118,10 @@ def check_compression(path: str) -> None:
         start = file.read(2)
     is_packed = start == b"\x1f\x8b"
     if start and name.endswith(".gz") and not is_packed:
-        raise InputFileError(f"'{path}' is not compressed, though its name ends in .gz; rename it to end without .gz")
+        raise InputFileError(
+            f"'{path}' is not an image that can be read: its name ends in .gz, but it is not compressed; rename it, or"
+            " give NIfTI, NRRD, MHA/MHD or a folder with one DICOM series"
+        )
     if is_packed and name.endswith((".nii", ".hdr", ".img", ".nrrd", ".mha")):
         raise InputFileError(f"'{path}' is compressed with gzip; rename it to end in {Path(path).suffix}.gz")
 

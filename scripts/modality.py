@@ -37,7 +37,7 @@ def outside_value(values: Any, modality: str | None) -> float:
         return 0.0
     finite = _numbers(values)
     lowest = float(finite.min()) if finite.size else 0.0
-    if modality is None and not _is_in_hu(_sample(finite), lowest, least_air=0.005):
+    if modality is None and not _is_in_hu(_sample(finite), lowest, least_air=0.005, least_soft=0.01):
         return 0.0
     return max(AIR_HU, lowest)
 
@@ -114,15 +114,15 @@ def _shares(sample: np.ndarray, lowest: float) -> tuple[float, float, float]:
     return air, soft, float(np.mean((sample < -1100) & (sample > lowest)))  # of phase and field maps
 
 
-def _is_in_hu(sample: np.ndarray, lowest: float, least_air: float) -> bool:
+def _is_in_hu(sample: np.ndarray, lowest: float, least_air: float, least_soft: float) -> bool:
     """Tell whether values have the histogram of CT in HU."""
     air, soft, below = _shares(sample, lowest)
-    return lowest <= CLEARLY_NEGATIVE and air >= least_air and soft >= 0.05 and below <= 0.01
+    return lowest <= CLEARLY_NEGATIVE and air >= least_air and soft >= least_soft and below <= 0.01
 
 
 def _hu_as_other(sample: np.ndarray, lowest: float) -> str | None:
     """Return the line on an image that is not said to be CT, but has the histogram of CT in HU."""
-    if not _is_in_hu(sample, lowest, least_air=0.05):
+    if not _is_in_hu(sample, lowest, least_air=0.05, least_soft=0.05):
         return None
     air, soft, _ = _shares(sample, lowest)
     return (

@@ -64,7 +64,8 @@ def nifti_geometry(path: str, header: Any, shape: tuple[int, ...]) -> NiftiGeome
     if sform_code > 0:
         name = f"sform, code {sform_code}"
         rows = [header["srow_x"], header["srow_y"], header["srow_z"], [0, 0, 0, 1]]
-        affine, said_of_shear = without_shear(path, np.vstack(rows).astype(float), shape, name)
+        sform = _with_spacing(np.vstack(rows).astype(float), pixdim)
+        affine, said_of_shear = without_shear(path, sform, shape, name)
         code = sform_code
         said += [*said_of_shear, *_contradictions(path, header, affine, shape, pixdim)]
     elif qform_code > 0:
@@ -92,6 +93,16 @@ def nifti_geometry(path: str, header: Any, shape: tuple[int, ...]) -> NiftiGeome
             f" {_text(np.linalg.norm(affine[:3, :3], axis=0))} mm; nibabel does not convert it"
         )
     return NiftiGeometry(affine, code, tuple(said))
+
+
+def _with_spacing(sform: np.ndarray, pixdim: np.ndarray) -> np.ndarray:
+    """Return an sform with the lengths of pixdim where these are its own but for rounding, as ITK reads it."""
+    lengths = np.linalg.norm(sform[:3, :3], axis=0)
+    if not (lengths > 0).all() or not np.allclose(lengths, pixdim, rtol=1e-5):
+        return sform
+    exact = sform.copy()
+    exact[:3, :3] *= pixdim / lengths
+    return exact
 
 
 def time_step(header: Any) -> float:

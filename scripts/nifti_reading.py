@@ -15,6 +15,7 @@ ITK for Python would lose some of it: it takes NaN for 0, has no images of some 
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,11 @@ def read_nifti(path: str, raw: Any) -> np.ndarray:
     except MemoryError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:  # OSError of nibabel, the others of the compressors
-        reason = str(error).splitlines()[0].split(" from ")[0] if str(error) else type(error).__name__
+        short = re.match(r"Expected (\d+) bytes, got (\d+) bytes", str(error))  # nibabel's, of the voxels alone
+        if short:
+            held = begins + int(short[2])
+            raise InputFileError(f"'{name}' is cut off: it has {held} bytes of {needed}; copy it again") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputFileError(f"'{name}' is cut off or damaged ({reason}); copy it again") from error
     slope, intercept = _scale(path, raw)
     kind = _scaled_type(dtype, slope, intercept)

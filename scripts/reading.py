@@ -92,6 +92,8 @@ def read_header(path: str, series: str | None = None) -> Header:
         check_claim(path, header.shape, np.dtype(header.dtype).itemsize)
         return header
     image_io = _open(path)
+    if raw is None and image_io.GetNameOfClass() == "NiftiImageIO":  # ITK has rules of its own for its geometry
+        raise InputFileError(f"'{path}' has a damaged NIfTI header (sizeof_hdr); repair it, or write the file again")
     count = image_io.GetNumberOfDimensions()
     shape = [int(image_io.GetDimensions(axis)) for axis in range(count)]
     components = int(image_io.GetNumberOfComponents())

@@ -53,7 +53,6 @@ class StopOnSignal:
         engine.add_event_handler(Events.STARTED, self._install)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
-        engine.add_event_handler(Events.COMPLETED, self._restore)
 
     def _install(self, engine: Engine) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -82,7 +81,8 @@ class StopOnSignal:
             self.received = number
             engine.terminate()
 
-    def _restore(self, engine: Engine) -> None:
+    def restore(self) -> None:
+        """Give the signals back to what handled them before, however the run ended."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -142,8 +142,11 @@ def run_training(trainer: Any, ckpt_dir: str | os.PathLike[str]) -> None:
     stop = StopOnSignal()
     stop.attach(trainer)
     quiet_engine(trainer)
-    with alone_in(ckpt_dir, idist.get_rank()), keep_freed_memory():
-        trainer.run()
+    try:
+        with alone_in(ckpt_dir, idist.get_rank()), keep_freed_memory():
+            trainer.run()
+    finally:
+        stop.restore()
     if stop.received:
         logger.warning("stopped at iteration %d; go on with --resume True", trainer.state.iteration)
         sys.exit(128 + stop.received)

@@ -20,7 +20,7 @@ from typing import Any
 from .errors import InputError
 from .file_check import check_files
 from .input_files import absolute, check_output_dir
-from .run_checkpoints import LAST, check_new_run
+from .run_checkpoints import LAST, check_new_run, read_state
 from .training_lists import require_records
 from .weights_preprocessing import Preprocessing, choose_preprocessing
 
@@ -85,6 +85,8 @@ def choose_training_preprocessing(
     """
     last = absolute(ckpt_dir) / LAST
     start = last if resume and last.is_file() else init_ckpt
+    if start == last:
+        read_state(last)  # says what is wrong with it as a training state
     return choose_preprocessing(model, start, bundle_root, **options)
 
 

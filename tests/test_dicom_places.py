@@ -156,7 +156,7 @@ VOLUMES: dict[str, tuple[Any, str]] = {
     ),
     "one slice more": (
         lambda: two(TemporalPositionIdentifier=(1, 1))[:7],
-        "at 1 of 6 places: 2 volumes",
+        "at 1 of 6 places: some slices are there more than once",
     ),
     "nearly one place": (
         lambda: [*classic(), *(_moved(one, 0.004) for one in classic(ramp() + 9))],
