@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 		--fixed $(EXAMPLE)/pair/fixed.nii.gz --moving $(EXAMPLE)/pair/moving.nii.gz \
 		--fixed_label $(EXAMPLE)/pair/fixed_label.nii.gz --moving_label $(EXAMPLE)/pair/moving_label.nii.gz \
 		--fixed_landmarks $(EXAMPLE)/pair/fixed_landmarks.csv --moving_landmarks $(EXAMPLE)/pair/moving_landmarks.csv \
-		--output_dir $(EXAMPLE)/result --preset fast
+		--fixed_modality ct --moving_modality ct --output_dir $(EXAMPLE)/result --preset fast
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 # two processes of one thread use two cores better than one of two

@@ -37,6 +37,6 @@ class Header:
     dtype: str = ""
     """numpy's name of the type of the values, after the file's scaling; empty where it is not known."""
     xform_code: int = 1
-    """NIfTI's code of the world the geometry is in: 1 scanner, 2 aligned, 3 Talairach, 4 MNI, 5 template, 0 unknown."""
+    """The world of the geometry by NIfTI's codes (1 scanner, 2 aligned, 3 Talairach, 4 MNI, 5 template, 0 unknown)."""
     warnings: tuple[str, ...] = ()
     """One line each, with the file's name and what is at stake; they go to the log and into report.json."""

@@ -10,7 +10,7 @@
 # limitations under the License.
 """Reading volumes: the one place where headers of images are read, and a MONAI transform that loads voxels.
 
-NIfTI is read by nibabel, DICOM by :mod:`scripts.dicom_series`, everything else by ITK; :func:`read_header` settles what
+NIfTI is read by nibabel, DICOM by ``scripts.dicom_series``, all else by ITK; :func:`read_header` settles what
 their headers leave open, so that geometry means the same whatever the format. Inputs are only ever opened for reading.
 """
 
@@ -259,8 +259,8 @@ class LoadVolumesd(MapTransform):
 
     Labels whose numbers float32 would round are float64. MONAI's LoadImage with :class:`VolumeReader` and nothing else:
     stock ``LoadImaged`` goes on to other readers, with other geometry, when one refuses a file, and forgets the type on
-    disk. ``.meta`` holds that type (``original_dtype``), ``xform_code`` and ``warnings`` of :class:`Header`; warnings
-    are logged, too.
+    disk. ``.meta`` holds that type (``original_dtype``), and ``xform_code`` and ``warnings`` of its header; warnings are
+    logged, too.
     The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
     ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
 

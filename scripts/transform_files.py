@@ -46,7 +46,7 @@ def read_transform(path: str, moving: Grid | None = None) -> Any:
 
     Args:
         path: ``.h5``, ``.mat``, ``.txt`` or ``.tfm`` of ITK, ANTs or 3D Slicer, or an image with 3 values a voxel: a
-            field of one of the tools that :mod:`scripts.field_kinds` lists.
+            field of one of the tools that ``scripts.field_kinds`` lists.
         moving: grid of the moving image, needed for the warps of FSL.
 
     Raises:

@@ -144,7 +144,8 @@ RUN = {
     "python -m scripts.example_pair output/example/pair": Run(
         (), _in("output/example/pair", ("fixed.nii.gz", "moving.nii.gz", "ground_truth.json"))
     ),
-    "python -m scripts register output/example/pair/moving.nii.gz output/example/pair/fixed.nii.gz --preset fast"
+    "python -m scripts register output/example/pair/moving.nii.gz output/example/pair/fixed.nii.gz"
+    " --fixed_modality ct --moving_modality ct --preset fast"
     " --output_dir output/example/by_hand": Run(QUICK, _in("output/example/by_hand", REGISTRATION)),
     "python -m scripts export models/model.onnx": Run((), ("models/model.onnx",)),
     "python -m scripts export models/model.ts": Run((), ("models/model.ts",)),
