@@ -259,7 +259,7 @@ class LoadVolumesd(MapTransform):
 
     Labels whose numbers float32 would round are float64. MONAI's LoadImage with :class:`VolumeReader` and nothing else:
     stock ``LoadImaged`` goes on to other readers, with other geometry, when one refuses a file, and forgets the type on
-    disk. ``.meta`` holds that type (``original_dtype``), and ``xform_code`` and ``warnings`` of its header; warnings are
+    disk. ``.meta`` holds that type (``original_dtype``), and its header's ``xform_code`` and ``warnings``; warnings are
     logged, too.
     The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
     ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
