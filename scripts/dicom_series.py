@@ -168,6 +168,9 @@ def choose_series(folder: str, uid: str | None = None) -> Series:
     series, others, broken = _listed(folder)
     if not series:
         held = f" (it holds {', '.join(sorted(others))})" if others else ""
+        inner = [path.name for path in sorted(Path(folder).iterdir()) if path.is_dir()] if Path(folder).is_dir() else []
+        if inner:
+            held += f" (its folders, one of which may have the series: {', '.join(inner[:5])})"
         what = "a folder without DICOM images" if Path(folder).is_dir() else "not a DICOM image"
         raise InputFileError(f"'{folder}' is {what}{held}; give NIfTI, NRRD, MHA/MHD or a folder with a DICOM series")
     listed = "; ".join(str(one) for one in series[:8])

@@ -59,7 +59,10 @@ def read_field(path: str, moving: Grid | None = None) -> tuple[np.ndarray, Heade
         kind = nifti_kind(path, raw, header)
         values = _nifti_values(path, raw)
     if not np.isfinite(values).all():
-        raise InputFileError(f"transform '{path}' has displacements that are not finite numbers")
+        raise InputFileError(
+            f"transform '{path}' has displacements that are not finite numbers; replace them"
+            " (of a displacement by 0, of a deformation by the voxel's own coordinates)"
+        )
     affine = header_grid(header).affine_ras.numpy()
     if kind.space == "FSL":
         kind, values = _from_fsl(path, values, affine, moving)
