@@ -25,8 +25,9 @@ import torch
 from scripts.checkpoint_files import read_checkpoint
 from scripts.datasets import cases_of_rows, read_datalist
 from scripts.errors import InputError
-from scripts.file_form import check_complete, check_nifti_numbers, check_nrrd, check_regular
+from scripts.file_form import check_complete, check_nrrd, check_regular, is_nifti, nifti_header
 from scripts.landmarks import read_landmarks
+from scripts.nifti_reading import nifti_file_header, read_nifti
 from scripts.point_files import carry_points
 from scripts.training_lists import load_records
 
@@ -50,8 +51,12 @@ def _datalist(path: Path) -> None:
 
 
 def _nifti(path: Path) -> None:
-    check_nifti_numbers(str(path))
-    check_complete(str(path))
+    raw = nifti_header(str(path))
+    if raw is not None and is_nifti(raw):
+        nifti_file_header(str(path), raw)
+        read_nifti(str(path), raw)
+    else:
+        check_complete(str(path))
 
 
 def _nrrd(path: Path) -> None:

@@ -27,15 +27,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
 from .errors import InputError, InputFileError
+from .file_form import is_nifti, nifti_header, voxel_file
 from .itk_modules import load_itk_modules
 from .landmarks import read_landmarks
+from .nifti_reading import voxels_end
 from .validation import check_header
 
 logger = logging.getLogger(__name__)
@@ -115,23 +116,15 @@ def _square(direction: np.ndarray) -> np.ndarray:
 
 
 def check_length(path: str) -> None:
-    """Refuse a NIfTI file that is shorter than its header says; other formats pass.
+    """Refuse a NIfTI file that is shorter than its header states; other formats pass.
 
     Raises:
         InputFileError: naming the file, what it should hold and what it holds.
     """
-    name = path.lower()
-    if not name.endswith((".nii", ".nii.gz")):
+    raw = nifti_header(path)
+    if raw is None or not is_nifti(raw):
         return
-    try:
-        image: Any = nib.load(path)
-    except nib.filebasedimages.ImageFileError:  # another format of that name, which ITK reads
-        return
-    offset = int(image.dataobj.offset)
-    size = image.get_data_dtype().itemsize
-    for axis in image.shape:
-        size *= int(axis)
-    expected = offset + size
+    expected, path = voxels_end(path, raw), voxel_file(path)
     with open(path, "rb") as file:
         is_compressed = file.read(2) == b"\x1f\x8b"
         file.seek(-min(4, os.fstat(file.fileno()).st_size), os.SEEK_END)

@@ -222,15 +222,16 @@ def voxel_file(path: str) -> str:
     return found
 
 
-def check_nifti_numbers(path: str) -> None:
+def check_nifti_numbers(path: str, header: Any) -> None:
     """Refuse a NIfTI header whose geometry has NaN or infinite numbers, or whose slope other readers take for none.
+
+    Args:
+        path: file, for the message.
+        header: of :func:`nifti_header`.
 
     Raises:
         InputFileError: naming the file.
     """
-    header = nifti_header(path)
-    if header is None or not is_nifti(header):
-        return
     if 0 < abs(float(header["scl_slope"])) < LEAST_SLOPE:
         raise InputFileError(f"'{path}' has scl_slope = {float(header['scl_slope']):g} in its header; repair it")
     used = {"pixdim": slice(1, 4)}

@@ -22,7 +22,7 @@ import numpy as np
 from .errors import InputFileError
 from .field_formats import fsl_affine
 from .field_kinds import DISPLACEMENTS, EXPECTED, Kind, check_nrrd_vectors, nifti_kind
-from .file_form import check_complete, nifti_header
+from .file_form import nifti_header
 from .header import Header
 from .itk_messages import itk_reason
 from .itk_resampling import Grid, header_grid
@@ -50,7 +50,6 @@ def read_field(path: str, moving: Grid | None = None) -> tuple[np.ndarray, Heade
     Raises:
         InputFileError: the file can't be read, is no field, or its numbers can be taken in more than one way.
     """
-    check_complete(path)
     header, raw = read_header(path), nifti_header(path)
     if raw is None:
         kind, values = DISPLACEMENTS, _image_values(path)

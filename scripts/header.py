@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a file says about its voxels, whatever its format: geometry, type, and what a person should know of it."""
+"""The header of an image in any format: geometry, type, and warnings for the user."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import numpy as np
 class Header:
     """Geometry and type of an image file or DICOM series; one entry per axis in file order (i, j, k, ...).
 
-    The geometry is the one the voxels are used with: contradictions in a file are settled here, and said in
-    ``warnings``.
+    The geometry is the one that the voxels are used with. Where a file contradicts itself, ``warnings`` states which
+    reading was chosen.
     """
 
     shape: tuple[int, ...]

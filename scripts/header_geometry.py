@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Is a grid of voxels one that images can have, and how far two readings of one are apart.
+"""Check that the axes of a grid are perpendicular, and measure how far two readings of a grid are apart.
 
 An ITK image, and so every transform that is written, has axes at right angles. Headers with rounded numbers come near
 enough; others are refused, since taking the axes for perpendicular would move voxels.

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where the voxels of a NIfTI file lie: one rule for headers that say it twice.
+"""The affine of a NIfTI file: one rule for headers that store it twice.
 
 A NIfTI header may hold two affines, sform and qform, and the spacing a third time (pixdim). The sform counts if its
 code is above 0, else the qform if its code is (nifti1.h, methods 3 and 2; so does nibabel). Where the others contradict
@@ -80,7 +80,7 @@ def nifti_geometry(path: str, header: Any, shape: tuple[int, ...]) -> NiftiGeome
             raise InputFileError(f"'{path}' has pixdim = {_text(pixdim)} and no affine in its header; repair it")
         affine, code = np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0]), 0
         said.append(
-            f"'{path}' says nothing of its orientation (qform_code and sform_code are 0): left and right, and its"
+            f"'{path}' records no orientation (qform_code and sform_code are 0): left and right, and its"
             " place, are unknown; its axes are taken for left, posterior and superior, as ITK and 3D Slicer do, where"
             " nibabel takes the second for anterior. Write its affine into the header if you know it"
         )
@@ -89,7 +89,7 @@ def nifti_geometry(path: str, header: Any, shape: tuple[int, ...]) -> NiftiGeome
     if scale != 1:
         affine[:3] *= scale
         said.append(
-            f"'{path}': its header counts in {_UNIT_NAMES[unit]} (xyzt_units {unit}): its spacing is"
+            f"'{path}': its header states lengths in {_UNIT_NAMES[unit]} (xyzt_units {unit}): its spacing is"
             f" {_text(np.linalg.norm(affine[:3, :3], axis=0))} mm; nibabel does not convert it"
         )
     return NiftiGeometry(affine, code, tuple(said))
@@ -132,8 +132,8 @@ def _contradictions(path: str, header: Any, sform: np.ndarray, shape: tuple[int,
     if (pixdim > 0).all() and gap <= near:
         return []
     return [
-        f"'{path}': pixdim says {_text(pixdim)} mm and the sform {_text(spacing)} mm (up to {gap:.3g} mm over the"
-        " image): the sform is used, as nibabel does; ITK and 3D Slicer may use the other. Repair the header"
+        f"'{path}': pixdim is {_text(pixdim)} mm and the sform's spacing {_text(spacing)} mm (up to {gap:.3g} mm over"
+        " the image): the sform is used, as nibabel does; ITK and 3D Slicer may use the other. Repair the header"
     ]
 
 

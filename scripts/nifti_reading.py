@@ -34,14 +34,14 @@ _DEEPEST = 3
 
 
 def nifti_file_header(path: str, raw: Any) -> Header:
-    """Return what a raw header (nibabel's, unchecked) says.
+    """Return what a raw header (nibabel's, unchecked) states.
 
     Raises:
         InputFileError: the header is damaged, or claims more than there is memory for.
     """
-    check_nifti_numbers(path)
+    check_nifti_numbers(path, raw)
     dtype, (shape, components) = _dtype(path, raw), _shape(path, raw)
-    check_claim(path, shape, components * dtype.itemsize)
+    check_claim(path, shape, dtype.itemsize * (1 if dtype.names else components))
     full = (*shape, 1, 1)[:3]
     geometry = nifti_geometry(path, raw, full)
     flip = np.diag([-1.0, -1.0, 1.0])  # RAS -> LPS
@@ -56,7 +56,7 @@ def nifti_file_header(path: str, raw: Any) -> Header:
         direction=direction,
         origin=(*(float(value) for value in (flip @ geometry.affine[:3, 3])[:count]), *(0.0,) * more),
         components=components,
-        dtype=_scaled_type(dtype, *_scale(path, raw)).name,
+        dtype="" if dtype.names else _scaled_type(dtype, *_scale(path, raw)).name,  # colors have no single type
         xform_code=geometry.code,
         warnings=geometry.warnings,
     )
@@ -69,9 +69,8 @@ def read_nifti(path: str, raw: Any) -> np.ndarray:
         InputFileError: the file is cut off or damaged.
     """
     dtype, (shape, components) = _dtype(path, raw), _shape(path, raw)
-    begins, name = check_begin(path, raw), voxel_file(path)
-    whole = (*shape, components) if components > 1 else shape
-    needed = begins + int(np.prod(whole, dtype=object)) * dtype.itemsize
+    begins, needed, name = check_begin(path, raw), voxels_end(path, raw), voxel_file(path)
+    whole = (*shape, components) if components > 1 and not dtype.names else shape
     held = Path(name).stat().st_size
     is_packed = name.lower().endswith(".gz")
     if not is_packed and held < needed:
@@ -95,6 +94,18 @@ def read_nifti(path: str, raw: Any) -> np.ndarray:
     if (slope, intercept) == (1.0, 0.0):
         return values.astype(kind, copy=False)
     return (values.astype(np.float64) * slope + intercept).astype(kind, copy=False)
+
+
+def voxels_end(path: str, raw: Any) -> int:
+    """Return how many bytes the file of the voxels holds at least, uncompressed.
+
+    Raises:
+        InputFileError: the header states no type, no shape or no beginning of the voxels.
+    """
+    shape, components = _shape(path, raw)
+    dtype = _dtype(path, raw)
+    count = int(np.prod(shape, dtype=object)) * (1 if dtype.names else components)
+    return check_begin(path, raw) + count * dtype.itemsize
 
 
 def _dtype(path: str, raw: Any) -> np.dtype:

@@ -116,7 +116,7 @@ def _settled(path: str, image_io: Any, shape: tuple[int, ...], components: int) 
         )
     if image_io.GetNameOfClass() not in _WITH_WORLD or names_no_world(path):
         said.append(
-            f"'{path}' says nothing of its orientation: left and right are unknown; its axes are taken for left,"
+            f"'{path}' records no orientation: left and right are unknown; its axes are taken for left,"
             " posterior and superior. Convert it to NIfTI, NRRD or MHA with the right geometry"
         )
     if is_text_header(path):
@@ -125,7 +125,7 @@ def _settled(path: str, image_io: Any, shape: tuple[int, ...], components: int) 
         if unit is not None:
             spacing[:count], origin[:count] = spacing[:count] * scale, origin[:count] * scale
             text = " x ".join(f"{value:.6g}" for value in spacing[:count])
-            said.append(f"'{path}': its header counts in {unit}: its spacing is {text} mm")
+            said.append(f"'{path}': its header states lengths in {unit}: its spacing is {text} mm")
     if count == 3:
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = direction[:3, :3] * spacing[:3], origin[:3]

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What NRRD and MetaImage headers say in words, and ITK passes over: units of length, and whether there is a world."""
+"""Entries of NRRD and MetaImage headers that ITK ignores: units of length, scales, and whether there is a world."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def length_in_mm(path: str) -> tuple[float, str | None]:
     if not units:
         return 1.0, None
     if len({_MM.get(unit) for unit in units}) > 1 or not units <= set(_MM):
-        raise InputFileError(f"'{path}' counts in {', '.join(sorted(units))} (units of its header); give it in mm")
+        raise InputFileError(
+            f"'{path}' states lengths in {', '.join(sorted(units))} (units of its header); give it in mm"
+        )
     unit = units.pop()
     return _MM[unit], None if _MM[unit] == 1 else unit
 

@@ -100,11 +100,11 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "contradict each other",
     ),
     "mirrored": ({"qform": A, "sform": A @ np.diag([-1, 1, 1, 1]), "codes": (2, 1)}, "contradict each other"),
-    "half size": ({"sform": A, "codes": (1, 0), "pixdim": [1, 3, 3, 6, 1, 1, 1, 1]}, "pixdim says 3 x 3 x 6 mm"),
-    "double size": ({"sform": A, "codes": (2, 0), "pixdim": [1, 0.75, 0.75, 1.5, 1, 1, 1, 1]}, "pixdim says 0.75"),
+    "half size": ({"sform": A, "codes": (1, 0), "pixdim": [1, 3, 3, 6, 1, 1, 1, 1]}, "pixdim is 3 x 3 x 6 mm"),
+    "double size": ({"sform": A, "codes": (2, 0), "pixdim": [1, 0.75, 0.75, 1.5, 1, 1, 1, 1]}, "pixdim is 0.75"),
     "size and qform": ({"qform": A, "sform": A, "codes": (1, 1), "pixdim": [1, 3, 3, 6, 1, 1, 1, 1]}, "contradict"),
-    "below zero": ({"qform": A, "sform": A, "codes": (1, 1), "pixdim_at_2": -1.5}, "pixdim says 1.5 x -1.5 x 3 mm"),
-    "zero": ({"qform": A, "sform": A, "codes": (1, 1), "pixdim_at_3": 0}, "pixdim says 1.5 x 1.5 x 0 mm"),
+    "below zero": ({"qform": A, "sform": A, "codes": (1, 1), "pixdim_at_2": -1.5}, "pixdim is 1.5 x -1.5 x 3 mm"),
+    "zero": ({"qform": A, "sform": A, "codes": (1, 1), "pixdim_at_3": 0}, "pixdim is 1.5 x 1.5 x 0 mm"),
     "no rotation": ({"qform": A, "sform": A, "codes": (1, 1), "quatern_b": 1.2}, "no rotation"),
 }
 
@@ -227,7 +227,7 @@ def test_a_name_that_contradicts_the_compression_is_said(tmp_path: Path, name: s
 def test_without_codes_the_axes_are_taken_as_itk_does_and_results_say_no_more(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii", codes=(0, 0), pixdim=[1, 1.5, 1.5, 3, 1, 1, 1, 1])
     volume = load(path)
-    assert "says nothing of its orientation" in volume.meta["warnings"][0]
+    assert "records no orientation" in volume.meta["warnings"][0]
     image = itk.imread(path)
     np.testing.assert_allclose(np.diag(np.asarray(volume.affine)), [-1.5, -1.5, 3, 1])
     assert list(image.GetOrigin()) == [0, 0, 0]
@@ -327,7 +327,7 @@ def test_other_units_than_mm_are_converted_and_said(tmp_path: Path, name: str, f
 
 @pytest.mark.parametrize("units", ['"furlong" "furlong" "furlong"', '"mm" "mm" "um"'])
 def test_units_that_are_unknown_or_differ_are_refused(tmp_path: Path, units: str) -> None:
-    with pytest.raises(InputError, match=r"a\.nrrd' counts in .*give it in mm"):
+    with pytest.raises(InputError, match=r"a\.nrrd' states lengths in .*give it in mm"):
         load(text_file(tmp_path / "a.nrrd", f"{SPACE}{DIRECTIONS}\nspace units: {units}"))
 
 
@@ -378,7 +378,7 @@ def test_the_spaces_of_nrrd_are_those_of_patients(tmp_path: Path, space: str, si
 )
 def test_an_nrrd_without_a_world_of_patients_is_said(tmp_path: Path, fields: str) -> None:
     (said,) = load(text_file(tmp_path / "a.nrrd", fields)).meta["warnings"]
-    assert "says nothing of its orientation" in said
+    assert "records no orientation" in said
 
 
 def test_a_metaimage_without_place_or_scaled_is_said(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_a_metaimage_without_place_or_scaled_is_said(tmp_path: Path) -> None:
     lines = path.read_bytes().replace(b"TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 10 20 30\n", b"")
     path.write_bytes(lines.replace(b"ElementToIntensityFunctionSlope = 2.5\n", b""))
     (said,) = load(str(path)).meta["warnings"]
-    assert "says nothing of its orientation" in said
+    assert "records no orientation" in said
 
 
 @pytest.mark.parametrize("kind", ["scale", "matrix"])
@@ -407,7 +407,7 @@ def test_an_analyze_file_has_no_orientation_and_says_so(tmp_path: Path) -> None:
     nib.AnalyzeImage(values(), np.diag([-1.5, 1.2, 2.0, 1.0])).to_filename(tmp_path / "a.img")
     for name in ("a.img", "a.hdr"):
         volume = load(str(tmp_path / name))
-        assert "says nothing of its orientation" in volume.meta["warnings"][0]
+        assert "records no orientation" in volume.meta["warnings"][0]
         np.testing.assert_array_equal(volume[0].numpy(), values())
         np.testing.assert_allclose(
             np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0), [1.5, 1.2, 2.0], atol=1e-6
