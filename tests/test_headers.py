@@ -24,7 +24,7 @@ import pytest
 
 from scripts.errors import InputError
 from scripts.modality import outside_value
-from scripts.reading import LoadVolumesd, read_header
+from scripts.reading import LoadVolumesd, read_header, read_volume
 from scripts.validation import check_header
 from scripts.workflow import run_workflow
 
@@ -412,6 +412,14 @@ def test_an_analyze_file_has_no_orientation_and_says_so(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             np.linalg.norm(np.asarray(volume.affine)[:3, :3], axis=0), [1.5, 1.2, 2.0], atol=1e-6
         )
+
+
+def test_colors_are_refused_where_they_would_be_read(tmp_path: Path) -> None:
+    colors = np.zeros(SHAPE, dtype=[(letter, "u1") for letter in "RGB"])
+    nib.save(nib.Nifti1Image(colors, A), tmp_path / "a.nii")
+    assert read_header(str(tmp_path / "a.nii")).components == 3
+    with pytest.raises(InputError, match="has colors"):
+        read_volume(str(tmp_path / "a.nii"))
 
 
 def test_nifti_2_is_read(tmp_path: Path) -> None:
