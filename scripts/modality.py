@@ -42,7 +42,7 @@ def outside_value(values: Any, modality: str | None) -> float:
     return max(AIR_HU, lowest)
 
 
-def modality_warning(values: Any, modality: str) -> str | None:
+def modality_warning(values: Any, modality: str, option: str = "the modality") -> str | None:
     """Return what speaks against an image's modality and what to do, to follow its name in a line; None if nothing.
 
     A guess from the histogram: values are never changed by it.
@@ -50,6 +50,7 @@ def modality_warning(values: Any, modality: str) -> str | None:
     Args:
         values: of the image as loaded (not scaled to [0, 1] by the preprocessing), array or tensor of any shape.
         modality: "ct" (values should be HU) or "mr" (anything else).
+        option: what the user sets it by, for the line.
     """
     whole = _numbers(values)
     if not whole.size:
@@ -57,13 +58,13 @@ def modality_warning(values: Any, modality: str) -> str | None:
     sample = _sample(whole)
     lowest, highest = float(whole.min()), float(whole.max())
     if modality != "ct":
-        return _hu_as_other(sample, lowest)
+        return _hu_as_other(sample, lowest, option)
     given = f"is said to be CT, but its values lie in [{lowest:g}, {highest:g}] and can't be HU"
     if highest - lowest <= 20:
-        return f"{given}; give the image in HU, or the modality mr"
+        return f"{given}; give the image in HU, or {option} mr"
     if lowest >= 0 and highest <= 255:
         return (
-            f"{given}: they look like gray values of 8 bit; give the image in HU, or the modality mr, which scales by"
+            f"{given}: they look like gray values of 8 bit; give the image in HU, or {option} mr, which scales by"
             " percentiles"
         )
     body, lowest_of_body = _without_padding(sample, lowest)
@@ -78,7 +79,7 @@ def modality_warning(values: Any, modality: str) -> str | None:
     return (
         f"is said to be CT, but no value from {lowest_of_body:g} to {highest:g} is that of air in HU (-1000): if it is"
         " stored as HU + 1024, the window is wrong by that; subtract the offset from the file, or, if it holds for both"
-        " images, give --ct_window '[24, 2024]'; if it is not CT, give the modality mr"
+        f" images, give --ct_window '[24, 2024]'; if it is not CT, give {option} mr"
     )
 
 
@@ -120,12 +121,12 @@ def _is_in_hu(sample: np.ndarray, lowest: float, least_air: float, least_soft: f
     return lowest <= CLEARLY_NEGATIVE and air >= least_air and soft >= least_soft and below <= 0.01
 
 
-def _hu_as_other(sample: np.ndarray, lowest: float) -> str | None:
+def _hu_as_other(sample: np.ndarray, lowest: float, option: str) -> str | None:
     """Return the line on an image that is not said to be CT, but has the histogram of CT in HU."""
     if not _is_in_hu(sample, lowest, least_air=0.05, least_soft=0.05):
         return None
     air, soft, _ = _shares(sample, lowest)
     return (
         f"has the values of CT in HU ({air:.0%} of the voxels near -1000, {soft:.0%} near 0), but the modality mr,"
-        " which scales by percentiles; give the modality ct if it is CT"
+        f" which scales by percentiles; give {option} ct if it is CT"
     )

@@ -108,7 +108,8 @@ class CheckImagesd(MapTransform):
             if lowest == highest:
                 raise InputError(f"{key}: {source(image)} is constant (all voxels are {lowest:g}); nothing to register")
             modality = data.get(f"{key}_modality")
-            doubt = None if modality is None else modality_warning(image.as_tensor(), str(modality))
+            option = "the modality" if self.counted else f"--{key}_modality"
+            doubt = None if modality is None else modality_warning(image.as_tensor(), str(modality), option)
             if doubt is not None and self.counted:
                 image.meta["modality_doubt"] = doubt
             elif doubt is not None:

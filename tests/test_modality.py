@@ -112,6 +112,7 @@ def test_the_warning_is_logged_and_kept(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(lines) == 1
     assert lines[0].startswith(f"moving: '{shifted}' is said to be CT")
     assert "--ct_window '[24, 2024]'" in lines[0]
+    assert "--moving_modality mr" in lines[0]
     assert done["moving"].meta["warnings"] == lines
     assert not done["fixed"].meta.get("warnings")
 
