@@ -29,9 +29,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scripts.quality import verdict
 
 from benchmarks.pairs import bundle_options, read_pairs, vary
-from scripts.quality import verdict
 from scripts.workflow import run_workflow
 
 GOOD = ("as_it_is", "swapped")

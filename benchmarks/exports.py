@@ -27,14 +27,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
 from scripts.architectures import create_registration_network
 from scripts.checkpoints import load_weights
 from scripts.exported_network import FORMATS, load_exported
 from scripts.exports import example_pair, export_network
 from scripts.memory import keep_freed_memory
 from scripts.network import RegistrationNetwork
+from torch import Tensor
 
 _LARGEST_INT8 = 96  # voxels
 

@@ -32,7 +32,6 @@ import torch
 import torch.nn.functional as F
 import unigradicon
 from monai.bundle import ConfigWorkflow
-
 from scripts.transform_io import to_itk
 
 ROOT = Path(__file__).resolve().parents[1]

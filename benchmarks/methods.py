@@ -24,9 +24,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.pairs import bundle_options, read_pairs
 from scripts.evaluation_plots import draw_box_plots
 from scripts.evaluation_tables import markdown, read_run, summary_table, write_tables
+
+from benchmarks.pairs import bundle_options, read_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS: dict[str, list[str]] = {

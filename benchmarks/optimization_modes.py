@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Resize, ScaleIntensityRangePercentiles
-from torch import Tensor
-
 from scripts.checkpoints import load_weights
 from scripts.coordinates import Transform, from_ddf
-from scripts.inferers import RegistrationInferer
-from scripts.losses import GradICONLoss
 from scripts.network import RegistrationNetwork
 from scripts.similarity import LNCC
+from torch import Tensor
+
+from scripts.inferers import RegistrationInferer
+from scripts.losses import GradICONLoss
 
 # efforts of the field mode, least first
 LADDER = {"16^3": [[16, 30]], "32^3": [[32, 40]], "32^3 and 64^3": [[32, 60], [64, 60]]}

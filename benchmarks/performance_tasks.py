@@ -101,14 +101,15 @@ def _reference(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Wo
 
 
 def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
-    from scripts.inferers import RegistrationInferer
-    from scripts.losses import GradICONLoss
     from scripts.network import RegistrationNetwork, transform_on_grid
     from scripts.pair_network import PairNetwork
     from scripts.recomputing import choose_recomputing
     from scripts.similarity import create_similarity
-    from scripts.training import PairInferer, total_loss
     from scripts.transform_io import GridTransform, to_itk
+
+    from scripts.inferers import RegistrationInferer
+    from scripts.losses import GradICONLoss
+    from scripts.training import PairInferer, total_loss
 
     lncc = create_similarity("lncc")
     if task == "lncc":

@@ -33,7 +33,6 @@ import itk
 import nibabel as nib
 import torch
 from PIL import Image
-
 from tests.known_pair import ROOT, write_known_pair
 from tests.test_cohort import results, write_list
 from tests.training_run import SMALL, assert_same_state, load, synthetic_list

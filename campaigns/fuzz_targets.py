@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
 from scripts.checkpoint_files import read_checkpoint
 from scripts.datasets import cases_of_rows, read_datalist
 from scripts.errors import InputError

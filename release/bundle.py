@@ -19,9 +19,10 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from release.contents import NAME, ROOT, released_files, version_of
 from scripts.atomic import replacing
 from scripts.published_weights import sha256_of
+
+from release.contents import NAME, ROOT, released_files, version_of
 
 _TIME = (2022, 5, 30, 0, 0, 0)  # of every file, as in the zoo's zip files
 _LARGEST = 25 * 2**20  # bytes; larger ones belong into large_files.yml
