@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from benchmarks.pairs import reorder_axes
 from scripts.errors import InputError
 from scripts.preprocessing import CopyLabelsd, MatchOrientationd, ScaleByModalityd, UseMasksd, percentile_value
 from scripts.reading import LoadVolumesd
 from tests.chain import SHAPE, chain, noise, oblique, pair, write
+from tools.benchmarks.pairs import reorder_axes
 
 LPS_TO_RAS = np.array([-1, -1, 1])
 

@@ -19,9 +19,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from benchmarks.pairs import bundle_options
 from tests.inference import run_inference
 from tests.known_pair import evaluate
+from tools.benchmarks.pairs import bundle_options
 
 
 @pytest.mark.parametrize(
