@@ -46,24 +46,24 @@ linkcheck: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m sphinx -q -b linkcheck docs output/linkcheck
 
 bench: $(VENV)/.installed-dev
-	$(PY) -m benchmarks.performance
-	$(PY) -m benchmarks.dev_pairs
-	$(PY) -m benchmarks.methods
+	$(PY) -m tools.benchmarks.performance
+	$(PY) -m tools.benchmarks.dev_pairs
+	$(PY) -m tools.benchmarks.methods
 
 # what tries to break it (docs/robustness.md); CI runs samples of it with the tests
 fuzz: $(VENV)/.installed-dev
 	$(PIP) -r requirements-campaigns.txt
-	OMP_NUM_THREADS=1 $(PY) -m campaigns.fuzz --count 12000
-	OMP_NUM_THREADS=1 $(PY) -m campaigns.fuzz_bytes --runs 20000
+	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.fuzz --count 12000
+	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.fuzz_bytes --runs 20000
 
 soak: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m campaigns.soak
+	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.soak
 	$(MAKE) $(MONAILABEL)/.installed
 	$(MONAILABEL_PIP) -c monailabel_app/constraints.txt pytest
 	SOAK_REQUESTS=200 $(MONAILABEL)/bin/python -m pytest -q -s monailabel_app/tests/test_server.py -k many_requests
 
 faults: $(VENV)/.installed-dev
-	$(PY) -m campaigns.faults
+	$(PY) -m tools.campaigns.faults
 
 coverage: $(VENV)/.installed-dev
 	$(PIP) -r requirements-campaigns.txt
@@ -71,7 +71,7 @@ coverage: $(VENV)/.installed-dev
 
 mutants: $(VENV)/.installed-dev
 	$(PIP) -r requirements-campaigns.txt
-	OMP_NUM_THREADS=1 $(PY) -m campaigns.mutants
+	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.mutants
 
 matrix: # docs/compatibility.md
 	.ci/matrix
@@ -83,7 +83,7 @@ $(VENV)/.installed: requirements.lock requirements-build.lock requirements-cpu.l
 	$(PY) $(LOCKED) -r requirements-build.lock
 	$(PY) $(LOCKED) -r requirements-cpu.lock 2>/dev/null || echo "torch comes from PyPI: no listed build without CUDA was found"
 	$(PY) $(LOCKED) -r requirements.lock
-	if $(PY) -m supply_chain.cuda_build; then $(PY) $(LOCKED) -r requirements-cuda.lock; fi
+	if $(PY) -m tools.supply_chain.cuda_build; then $(PY) $(LOCKED) -r requirements-cuda.lock; fi
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-docs.txt requirements-reference.txt requirements-comparators.txt
@@ -112,35 +112,35 @@ $(MONAILABEL)/.installed: monailabel_app/requirements.txt monailabel_app/constra
 
 # what is installed: the locks anew, known vulnerabilities, licences, bill of materials; docs/security.md
 lock: $(TOOLS)/.installed
-	$(TOOLS)/bin/python -m supply_chain.lock
+	$(TOOLS)/bin/python -m tools.supply_chain.lock
 
 audit: $(TOOLS)/.installed
-	$(TOOLS)/bin/python -m supply_chain.audit
+	$(TOOLS)/bin/python -m tools.supply_chain.audit
 
 licenses: $(VENV)/.installed
-	$(PY) -m supply_chain.licenses
+	$(PY) -m tools.supply_chain.licenses
 
 sbom: $(VENV)/.installed $(TOOLS)/.installed
-	$(TOOLS)/bin/python -m supply_chain.sbom $(PY)
+	$(TOOLS)/bin/python -m tools.supply_chain.sbom $(PY)
 
-$(TOOLS)/.installed: supply_chain/tools.lock
+$(TOOLS)/.installed: tools/supply_chain/tools.lock
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python $(LOCKED) -r supply_chain/tools.lock
+	$(TOOLS)/bin/python $(LOCKED) -r tools/supply_chain/tools.lock
 	touch $@
 
 # a release: the zip file of the model zoo, the folder for Hugging Face, the zoo's checks, the tag; docs/release.md
 bundle: $(VENV)/.installed
-	$(PY) -m release.bundle
+	$(PY) -m tools.release.bundle
 
 huggingface: $(VENV)/.installed
 	rm -rf output/huggingface
-	$(PY) -m release.huggingface
+	$(PY) -m tools.release.huggingface
 
 zoo-check: $(VENV)/.installed-dev
-	$(PY) -m release.zoo_check
+	$(PY) -m tools.release.zoo_check
 
 tag: $(VENV)/.installed
-	$(PY) -m release.tag
+	$(PY) -m tools.release.tag
 
 clean:
 	rm -rf output mutants .coverage* .mypy_cache .pytest_cache .ruff_cache

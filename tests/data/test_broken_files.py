@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Broken and odd files, found by fuzzing (campaigns/fuzz.py): read rightly, or refused in one line and at once."""
+"""Broken and odd files, found by fuzzing (tools/campaigns): read rightly, or refused in one line and at once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ import numpy as np
 import pydicom
 import pytest
 
-from campaigns.fuzz import run
-from campaigns.fuzz_case import AFFINE, MHA, NRRD, SHAPE, voxels
 from scripts.data import volume_integrity as file_form
 from scripts.data.reading import LoadVolumesd
 from scripts.data.transform_files import read_transform
@@ -34,6 +32,8 @@ from scripts.transforms.postprocessing import type_on_disk
 from scripts.utils.errors import InputError
 from scripts.utils.paths import existing_path
 from tests.data.test_dicom import ramp, write_series
+from tools.campaigns.fuzz import run
+from tools.campaigns.fuzz_case import AFFINE, MHA, NRRD, SHAPE, voxels
 
 VALUES = voxels(np.random.default_rng(0))
 

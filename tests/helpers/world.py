@@ -21,11 +21,11 @@ import itk
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.pairs import reorder_axes
 from scripts.data.transform_files import read_transform
 from tests.helpers.chain import write
 from tests.helpers.inference import run_inference
 from tests.helpers.known_pair import FIXED, FIXED_SHAPE, QUICK, grid_points, write_known_pair
+from tools.benchmarks.pairs import reorder_axes
 
 NO_OTHER_FILES = {f"save_{name}": False for name in ("displacement", "warped", "jacobian", "confidence", "overview")}
 ORDERS = tuple(permutations((0, 1, 2)))

@@ -80,7 +80,7 @@ def test_the_default_weights_give_the_same_in_each_format(
 
 @pytest.mark.parametrize("ending", list(FORMATS))
 def test_a_network_of_the_published_size_is_exported(tmp_path: Path, ending: str) -> None:
-    """At 67 voxels; at 175: python -m benchmarks.exports."""
+    """At 67 voxels; at 175: python -m tools.benchmarks.exports."""
     done = export_network(random_network([67, 67, 67], full_size=True), tmp_path / f"model{ending}")
     assert done.difference <= TOLERANCE
     assert done.size > 1

@@ -19,8 +19,8 @@ import itk
 import numpy as np
 import pytest
 
-from benchmarks.methods import write_lists
-from benchmarks.pairs import VARIANTS, reorder_axes, vary
+from tools.benchmarks.methods import write_lists
+from tools.benchmarks.pairs import VARIANTS, reorder_axes, vary
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Readers of text and small files: whatever the bytes, a result or one line (campaigns/fuzz_bytes.py does more)."""
+"""Readers of text and small files: whatever the bytes, a result or one line (tools/campaigns does more)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from campaigns.fuzz_targets import CSV, TARGETS, VTK, try_bytes
 from scripts.apply.point_files import carry_points
 from scripts.utils.errors import InputError, InputFileError
+from tools.campaigns.fuzz_targets import CSV, TARGETS, VTK, try_bytes
 
 TOKENS = [
     b'"',

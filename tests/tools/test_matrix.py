@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from campaigns import matrix
+from tools.campaigns import matrix
 
 
 @pytest.fixture(autouse=True)

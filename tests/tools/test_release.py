@@ -28,12 +28,14 @@ import pytest
 import torch
 import yaml
 
-from release import zoo_check
-from release.bundle import write_zip
-from release.contents import NAME, ROOT, released_files, version_of
-from release.huggingface import root_card, write_folder
-from release.tag import tag
-from release.zoo_runs import (
+from tests.helpers.known_pair import write_known_pair
+from tests.helpers.networks import random_network
+from tools.release import zoo_check
+from tools.release.bundle import write_zip
+from tools.release.contents import NAME, ROOT, released_files, version_of
+from tools.release.huggingface import root_card, write_folder
+from tools.release.tag import tag
+from tools.release.zoo_runs import (
     FindingError,
     check_metadata_schema,
     check_network,
@@ -42,8 +44,6 @@ from release.zoo_runs import (
     check_unit_tests,
     config_sets,
 )
-from tests.helpers.known_pair import write_known_pair
-from tests.helpers.networks import random_network
 
 needs_git = pytest.mark.skipif(
     not (ROOT / ".git").exists(), reason="no git checkout: a release is made of what git knows"
@@ -59,7 +59,7 @@ def zip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(tmp_path: Path) -> Path:
     """The files that the cheap checks read."""
     root = tmp_path / "bundle"
-    for name in ("configs", "docs", "models", "release"):
+    for name in ("configs", "docs", "models", "tools"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("default_training", "*.ts", "*.onnx"))
     for name in ("metadata.json", "LICENSE", "CITATION.cff", "large_files.yml", "constraints.txt", "requirements.txt"):
         shutil.copy(ROOT / name, root / name)
@@ -119,7 +119,11 @@ def make_large(root: Path) -> None:
         (zoo_check.check_card, replace("docs/README.md", "# Performance", "# Speed"), "no section Performance"),
         (zoo_check.check_card, remove("docs/overview.png"), "pictures that are not there: overview.png"),
         (zoo_check.check_card, remove("models/LICENSE"), "missing: models/LICENSE"),
-        (zoo_check.check_license_headers, replace("release/tag.py", "Apache License", "License"), "release/tag.py"),
+        (
+            zoo_check.check_license_headers,
+            replace("tools/release/tag.py", "Apache License", "License"),
+            "tools/release/tag.py",
+        ),
     ],
 )
 def test_a_check_of_the_zoo_finds_what_is_wrong(
@@ -142,7 +146,7 @@ def test_metadata_are_compared_with_a_schema(bundle: Path, tmp_path: Path) -> No
 
 
 def test_unit_tests_that_are_not_there_are_a_finding(tmp_path: Path) -> None:
-    (tmp_path / "models" / NAME / "release" / "unit_tests").mkdir(parents=True)
+    (tmp_path / "models" / NAME / "tools" / "release" / "unit_tests").mkdir(parents=True)
     with pytest.raises(FindingError, match="no unit tests"):
         check_unit_tests(tmp_path)
 

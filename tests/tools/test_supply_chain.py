@@ -23,11 +23,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from supply_chain.audit import Answer, conclude, read_answer, write_report
-from supply_chain.cuda_build import needs_cuda
-from supply_chain.licenses import read_table
-from supply_chain.lock import OLDEST_PYTHON, listed_cpu_wheels, read_cpu_wheels
-from supply_chain.locks import (
+from tools.supply_chain.audit import Answer, conclude, read_answer, write_report
+from tools.supply_chain.cuda_build import needs_cuda
+from tools.supply_chain.licenses import read_table
+from tools.supply_chain.lock import OLDEST_PYTHON, listed_cpu_wheels, read_cpu_wheels
+from tools.supply_chain.locks import (
     BUILD_LOCK,
     CPU_LOCK,
     CUDA_LOCK,
@@ -37,9 +37,9 @@ from supply_chain.locks import (
     read_pins,
     write_pins,
 )
-from supply_chain.sbom import SBOM, keep_locked
+from tools.supply_chain.sbom import SBOM, keep_locked
 
-LOCKS = (DEMO_LOCK, BUILD_LOCK, CPU_LOCK, CUDA_LOCK, DEMO_LOCK.parent / "supply_chain" / "tools.lock")
+LOCKS = (DEMO_LOCK, BUILD_LOCK, CPU_LOCK, CUDA_LOCK, DEMO_LOCK.parent / "tools" / "supply_chain" / "tools.lock")
 LOCAL = re.compile(r"file:|(?<![\w/.:-])/(home|root|opt|tmp|usr|var)/", re.IGNORECASE)
 
 

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from benchmarks.pairs import reorder_axes
 from scripts.data.reading import LoadVolumesd
 from scripts.transforms.preprocessing import (
     CopyLabelsd,
@@ -35,6 +34,7 @@ from scripts.transforms.preprocessing import (
 )
 from scripts.utils.errors import InputError
 from tests.helpers.chain import SHAPE, chain, noise, oblique, pair, write
+from tools.benchmarks.pairs import reorder_axes
 
 LPS_TO_RAS = np.array([-1, -1, 1])
 

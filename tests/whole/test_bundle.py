@@ -135,8 +135,8 @@ def test_large_files_lists_both_published_checkpoints(bundle_root: Path) -> None
 
 
 def test_every_source_file_carries_the_license_header(bundle_root: Path) -> None:
-    folders = ("scripts", "supply_chain", "tests", "benchmarks", "campaigns")
-    sources = [path for folder in folders for path in (bundle_root / folder).glob("*.py")]
+    folders = ("scripts", "tests", "tools")
+    sources = [path for folder in folders for path in (bundle_root / folder).rglob("*.py")]
     assert len(sources) > 40
     without = [path.name for path in sources if "Apache License, Version 2.0" not in path.read_text()[:600]]
     assert not without

@@ -67,7 +67,7 @@ def test_preprocessing_and_geometry(images: dict[str, str], tmp_path: Path, side
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_whole_pipeline(images: dict[str, str], tmp_path: Path, path: str) -> None:
-    """A random few, of the fixed, the moving and both images; ``python -m campaigns.orientations`` runs all."""
+    """A random few, of the fixed, the moving and both images; ``python -m tools.campaigns.orientations`` runs all."""
     options = dict(PATHS[path])
     if path == "own":
         torch.save(random_network().state_dict(), tmp_path / "weights.pt")

@@ -19,9 +19,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from benchmarks.pairs import bundle_options
 from tests.helpers.inference import run_inference
 from tests.helpers.known_pair import evaluate
+from tools.benchmarks.pairs import bundle_options
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,15 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Programs that developers run: benchmarks, long campaigns that try to break the bundle, and releases.
+
+Users need none of them: ``scripts`` never imports this package, which may import all of ``scripts``. Run each from the
+bundle's folder, as ``python -m tools.PART.NAME``.
+"""
