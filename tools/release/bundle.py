@@ -21,8 +21,6 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from release.contents import NAME, ROOT, released_files, version_of
-
 from scripts.networks.published_weights import sha256_of
 from scripts.utils.atomic import replacing
 from tools.release.contents import NAME, ROOT, released_files, version_of
