@@ -28,8 +28,8 @@ from monailabel.utils.sessions import Sessions
 
 from monailabel_app.request_errors import RequestError, plain_errors
 from scripts.data.header import Header
+from scripts.data.header_checks import check_header
 from scripts.data.reading import read_header, read_volume
-from scripts.transforms.checks import check_header
 from scripts.utils.errors import InputError
 
 logger = logging.getLogger(__name__)

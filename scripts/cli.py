@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if command == "report":
-            from scripts.visualize.html_report import write_report_page
+            from scripts.cohort.page import write_report_page
 
             write_report_page(given["output_dir"])
         elif command == "download":

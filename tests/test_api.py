@@ -27,7 +27,7 @@ from monai.data import MetaTensor
 
 from scripts import cli
 from scripts.api import register
-from scripts.data.reading import LoadVolumesd
+from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError
 from tests.helpers.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
 

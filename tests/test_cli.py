@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.losses.similarity import gaussian_blur
+from scripts.geometry.smoothing import gaussian_blur
 from scripts.utils.errors import find_input_error
 from tests.helpers.inference import ROOT, run_inference
 

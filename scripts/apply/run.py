@@ -37,10 +37,10 @@ from scripts.data.itk_resampling import (
     sample_transform,
     with_spacing,
 )
+from scripts.data.itk_transforms import write_itk
 from scripts.data.nifti_writing import write_nifti
 from scripts.data.reading import read_header
 from scripts.data.transform_files import FIELD_SUFFIXES, compose, invert, read_transform
-from scripts.geometry.grid_transform import write_itk
 from scripts.geometry.warping import NIFTI_TYPES, cast
 from scripts.transforms.checks import EXACT
 from scripts.utils.errors import InputError

@@ -30,13 +30,15 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from scripts.data.cases import ERROR_NAME, OUTPUT_NAMES
-from scripts.data.report import file_states, input_paths, versions, write_report
+from scripts.data.report import file_states, input_paths
 from scripts.evaluation.run import is_done
 from scripts.utils.atomic import remove, sweep
 from scripts.utils.errors import InputError, describe_memory_error, find_input_error, quiet_engine
 from scripts.utils.itk_modules import load_itk_modules
 from scripts.utils.output_lock import alone_in
 from scripts.utils.pipelining import InBackground
+from scripts.utils.strict_json import write_report
+from scripts.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 

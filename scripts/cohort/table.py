@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.cases import ERROR_NAME
-from scripts.data.report import versions, write_report
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError
+from scripts.utils.strict_json import write_report
+from scripts.utils.versions import versions
 
 Row = dict[str, Any]
 COLUMNS = (

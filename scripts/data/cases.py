@@ -16,7 +16,6 @@ Reads lists, not images (headers are looked at, to refuse what can't work before
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import json
 import os
@@ -28,11 +27,12 @@ from typing import Any
 import torch
 
 from scripts.data.csv_lists import read_csv, read_text
+from scripts.data.header_checks import check_header
 from scripts.data.landmarks import check_space, read_landmark_pair, read_landmarks
 from scripts.data.learn2reg import is_learn2reg, learn2reg_entries
-from scripts.transforms.checks import check_header
 from scripts.utils.errors import InputError
 from scripts.utils.paths import check_output_dir, existing_path, is_absent, stem
+from scripts.utils.suggestions import did_you_mean
 
 MODALITIES = {"ct": "ct", "mr": "mr", "mri": "mr"}
 IMAGES = ("fixed", "moving")
@@ -238,12 +238,6 @@ def read_datalist(path: str, split: str = "validation") -> list[dict[str, Any]]:
                     hint = "; columns are separated by commas, semicolons or tabs, and this list has one column"
                 raise InputError(f"datalist '{path}': unknown entry '{column}'{hint}; known: {', '.join(CASE_KEYS)}")
     return [{key: value for key, value in row.items() if not is_absent(value)} for row in rows]
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """Return ", did you mean 'x'?" or an empty text."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:

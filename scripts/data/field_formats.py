@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.data.itk_transforms import write_displacement_field
 from scripts.data.nifti_writing import write_nifti
-from scripts.geometry.grid_transform import write_displacement_field
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError
 

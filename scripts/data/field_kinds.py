@@ -31,7 +31,7 @@ import numpy as np
 
 from scripts.data.field_formats import DISPVECT, FSL_INTENT
 from scripts.data.header import Header
-from scripts.geometry.grid_transform import LPS_RAS
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputFileError
 
 logger = logging.getLogger(__name__)

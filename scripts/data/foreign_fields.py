@@ -26,7 +26,7 @@ from scripts.data.itk_resampling import Grid, header_grid
 from scripts.data.nifti_reading import read_nifti
 from scripts.data.reading import read_file, read_header
 from scripts.data.volume_integrity import nifti_header
-from scripts.geometry.grid_transform import LPS_RAS
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputFileError
 from scripts.utils.itk_messages import itk_reason
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.geometry.grid_transform import LPS_RAS, plain
+from scripts.geometry.world_axes import LPS_RAS
+from scripts.utils.tensors import plain
 
 
 class Volume(NamedTuple):

@@ -24,8 +24,8 @@ from scripts.data.header import Header
 from scripts.data.itk_images import array_to_itk, field_ras, lps_geometry
 from scripts.data.modality import outside_value
 from scripts.data.reading import Volume, read_volume
-from scripts.geometry.grid_transform import LPS_RAS
 from scripts.geometry.warping import cast
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputError
 
 INTERPOLATIONS = ("linear", "bspline")

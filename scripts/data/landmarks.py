@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from scripts.data.point_formats import read_point_file
-from scripts.geometry.grid_transform import GridTransform, flip_lps_ras
+from scripts.geometry.grid_transform import GridTransform
+from scripts.geometry.world_axes import flip_lps_ras
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError, InputFileError
 

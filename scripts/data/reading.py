@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading volumes: the one place where headers of images are read, and a MONAI transform that loads voxels.
+"""Reading volumes: the one place where headers of images are read, and a reader for MONAI's ``LoadImage``.
 
 NIfTI is read by nibabel, DICOM by ``scripts.data.dicom_series``, all else by ITK; :func:`read_header` settles what
 their headers leave open, so that geometry means the same whatever the format. Inputs are only ever opened for reading.
@@ -18,16 +18,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import itk
 import numpy as np
-from monai.config import KeysCollection
 from monai.data import ITKReader
-from monai.transforms import LoadImage, MapTransform
 
 from scripts.data.dicom_series import is_dicom, read_series, series_header
 from scripts.data.header import Header
@@ -42,12 +40,12 @@ from scripts.data.volume_integrity import (
     check_compression,
     check_metaimage,
     check_nrrd,
-    check_regular,
     is_nifti,
     nifti_header,
 )
-from scripts.utils.errors import InputError, InputFileError
+from scripts.utils.errors import InputFileError
 from scripts.utils.itk_messages import itk_reason
+from scripts.utils.regular_files import check_regular
 
 logger = logging.getLogger(__name__)
 # MONAI warns at every LoadImage that a GPU decoder for DICOM is missing; DICOM is read by ITK here
@@ -252,47 +250,3 @@ class VolumeReader(ITKReader):
         kept["warnings"] = list(header.warnings)
         is_large = self.is_label and array.size > 0 and float(np.abs(array).max()) >= _EXACT_IN_FLOAT32
         return np.array(array, dtype=self.dtype or (np.float64 if is_large else np.float32)), kept
-
-
-class LoadVolumesd(MapTransform):
-    """Load 3-D volumes as float32 MetaTensors (1, I, J, K) with their RAS affine.
-
-    Labels whose numbers float32 would round are float64. MONAI's LoadImage with :class:`VolumeReader` and nothing else:
-    stock ``LoadImaged`` goes on to other readers, with other geometry, when one refuses a file, and forgets the type on
-    disk. ``.meta`` holds that type (``original_dtype``), and its header's ``xform_code`` and ``warnings``; warnings are
-    logged, too.
-    The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
-    ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
-
-    Args:
-        keys: case entries that are paths; entries that a case lacks are skipped.
-    """
-
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys, allow_missing_keys=True)
-        self.loader = LoadImage(image_only=True, dtype=None, ensure_channel_first=True, expanduser=False)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace the paths by volumes."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            path, is_label = str(result[key]), str(key).endswith("label")
-            frame = result.get(f"{str(key).partition('_')[0]}_frame", result.get("frame"))
-            reader = VolumeReader(frame, result.get(f"{key}_series"), is_label)
-            try:
-                result[key] = self.loader(path, reader=reader)
-            except InputError as error:
-                raise type(error)(f"{key}: {error}") from error
-            for line in result[key].meta["warnings"]:
-                logger.warning("%s: %s", key, line)
-        return result
-
-
-def source(volume: Any) -> str:
-    """Return the path a loaded volume came from, quoted for messages."""
-    return f"'{volume.meta.get('filename_or_obj', 'from memory')}'"
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as people write it, 4 x 5 x 6."""
-    return " x ".join(str(int(size)) for size in shape)

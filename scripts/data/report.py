@@ -8,28 +8,21 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The report of one registration, as strict JSON: what was done, with what, how well, and at what cost."""
+"""The report of one registration: what was done, with what, how well, and at what cost."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import platform
 import re
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import itk
-import monai
-import numpy as np
-import torch
 from monai.data import MetaTensor
 
-from scripts.utils.atomic import replacing
+from scripts.utils.memory import peak_gpu_memory_mib, peak_memory_mib
+from scripts.utils.versions import versions
 
 INPUTS = (
     *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_frame", "moving_frame"),
@@ -37,49 +30,6 @@ INPUTS = (
     *("fixed_mask", "moving_mask"),
     *("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"),
 )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the bundle and of what it computes with."""
-    metadata = Path(__file__).resolve().parents[2] / "configs" / "metadata.json"
-    try:
-        bundle = str(json.loads(metadata.read_text(encoding="utf-8"))["version"])
-    except (OSError, ValueError, KeyError):
-        bundle = "unknown"
-    return {
-        "bundle": bundle,
-        "torch": str(torch.__version__),
-        "monai": str(monai.__version__),
-        "itk": str(itk.Version.GetITKVersion()),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def reset_peak_memory() -> None:
-    """Forget the peak of this process's memory, where the system can (Linux), and that of the GPU."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory_mib() -> float | None:
-    """Return the most memory this process has held so far, MiB; None where the system does not tell."""
-    with suppress(OSError, StopIteration):  # Linux; what ru_maxrss tells can't be reset
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def peak_gpu_memory_mib() -> float | None:
-    """Return the most memory that tensors have held on the GPU, MiB; None without one."""
-    return round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_available() else None
 
 
 def input_paths(data: Mapping[Any, Any]) -> dict[str, Any]:
@@ -160,27 +110,3 @@ def build_report(
         "settings": dict(settings),
         "versions": versions(),
     }
-
-
-def strict(value: Any) -> Any:
-    """Return a value in JSON's types; numbers that are not finite, which JSON lacks, become null."""
-    if isinstance(value, Mapping):
-        return {str(key): strict(item) for key, item in value.items()}
-    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        return strict(value.tolist())
-    if isinstance(value, (list, tuple, set)):
-        return [strict(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def write_report(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a report as strict JSON.
-
-    Raises:
-        InputError: the file can't be written.
-    """
-    text = json.dumps(strict(report), indent=4, allow_nan=False, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scripts.geometry.coordinates import identity_grid, resample_grid
-from scripts.losses.similarity import gaussian_blur
+from scripts.geometry.smoothing import gaussian_blur
 
 MARGIN = 0.15  # of the template beyond the field of view on each side, for views that look there
 # CT tissues on the scale of -1000 to 1000 HU -> 0 to 1: lung, fat, soft tissue, contrast-enhanced, bone

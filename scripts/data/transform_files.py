@@ -27,9 +27,9 @@ import torch
 from scripts.data.foreign_fields import read_field
 from scripts.data.foreign_transforms import read_parts, refuse_other_tools
 from scripts.data.itk_resampling import Grid
-from scripts.data.volume_integrity import check_regular
 from scripts.geometry.coordinates import extent, identity_grid, jacobian_determinant, sample
 from scripts.utils.errors import InputError, InputFileError
+from scripts.utils.regular_files import check_regular
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,8 @@ Readers take missing voxels for zeros, wait for ever at a pipe, and allocate wha
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,46 +27,14 @@ from nibabel.openers import ImageOpener
 from scripts.data.nifti_writing import GzipFile
 from scripts.utils.errors import InputFileError
 from scripts.utils.memory import available_memory
+from scripts.utils.regular_files import _DATA_FILE, _HEADER_BYTES
 
 LEAST_SLOPE = 1e-15
 MOST_DIMENSIONS = 10  # of a MetaImage
 LONGEST_FIELD = 500  # of an NRRD header, characters
 MOST_SHRUNK = 1100  # zlib makes data smaller by up to 1032 times
-_HEADER_BYTES = 65536
 _QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _FREE_TEXT = (b"#", b"content:", b"labels:", b"units:", b"sample units:")  # of NRRD, of any length
-_DATA_FILE = re.compile(rb"(?im)^(?:data[ ]?file:|ElementDataFile\s*=)[ \t]*([^\r\n]*)")
-
-
-def check_regular(path: str) -> None:
-    """Refuse pipes, devices and sockets, which never end, also as the file that a header names for its voxels.
-
-    Raises:
-        InputFileError: naming the file.
-    """
-    for name in (path, *_data_files(path)):
-        try:
-            mode = Path(name).stat().st_mode
-        except (OSError, ValueError) as error:  # of a null byte in the name
-            reason = getattr(error, "strerror", None) or error
-            where = "" if name == path else f", where the header of '{path}' says its voxels are,"
-            raise InputFileError(f"'{name}'{where} can't be read ({reason}); give an existing file") from error
-        if not (stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and name == path)):
-            where = "" if name == path else f", where the header of '{path}' says its voxels are,"
-            raise InputFileError(f"'{name}'{where} is a pipe, a device or a folder, not a file; give a file")
-
-
-def _data_files(path: str) -> Iterator[str]:
-    """Yield the files in which the voxels of an NRRD or MetaImage header lie, where it names single ones."""
-    if not path.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd")) or not Path(path).is_file():
-        return
-    with open(path, "rb") as file:
-        found = _DATA_FILE.search(file.read(_HEADER_BYTES))
-    if found is None:
-        return
-    named = os.fsdecode(found[1].strip())
-    if "%" not in named and not re.fullmatch(r"(?i)LOCAL|LIST.*|", named):  # patterns and lists are ITK's to read
-        yield str(Path(path).parent / named)
 
 
 def check_nrrd(path: str) -> None:

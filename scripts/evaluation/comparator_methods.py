@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from scripts.data.itk_images import Volume, field_ras, lps_geometry, to_itk_image
-from scripts.geometry.grid_transform import plain
 from scripts.geometry.warping import warp_image
+from scripts.utils.tensors import plain
 
 
 class MethodOptions(NamedTuple):

@@ -33,10 +33,11 @@ from scripts.evaluation.comparator_methods import (
     syn,
     unigradicon,
 )
-from scripts.geometry.grid_transform import GridTransform, plain
+from scripts.geometry.grid_transform import GridTransform
 from scripts.inferers.registration_inferer import PreparePair
 from scripts.transforms.postprocessing import AddTransformsd, Case
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import torch
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Transform
 
-from scripts.geometry.grid_transform import plain
 from scripts.metrics import registration_metrics as metrics
 from scripts.metrics.surface_distances import surface_distances_mm
 from scripts.transforms.postprocessing import Case, warp_onto_fixed
+from scripts.utils.tensors import plain
 
 SMALLEST_DETERMINANT, LARGEST_DETERMINANT = 1e-9, 1e9  # of the logarithm, as Learn2Reg
 

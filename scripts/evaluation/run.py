@@ -21,11 +21,14 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from scripts.data.report import input_paths, reset_peak_memory, strict, versions, write_report
+from scripts.data.report import input_paths
 from scripts.evaluation.plots import draw_box_plots
 from scripts.evaluation.tables import Run, read_run, run_of_reports, write_tables
 from scripts.utils.errors import InputError
+from scripts.utils.memory import reset_peak_memory
 from scripts.utils.paths import from_home, is_absent
+from scripts.utils.strict_json import strict, write_report
+from scripts.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scripts.geometry.coordinates import identity_grid, resample_grid, sample
-from scripts.losses.similarity import gaussian_shrink
+from scripts.geometry.smoothing import gaussian_shrink
 
 
 class ImagePair(NamedTuple):

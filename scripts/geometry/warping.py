@@ -20,7 +20,8 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from scripts.geometry.coordinates import sample
-from scripts.geometry.grid_transform import GridTransform, displacement_field, lattice, plain, slabs
+from scripts.geometry.grid_transform import GridTransform, displacement_field, lattice, slabs
+from scripts.utils.tensors import plain
 
 MODES = ("linear", "nearest")
 NIFTI_TYPES = {"bool": "uint8", "float16": "float32", "float128": "float64"}  # types that NIfTI or ITK lack

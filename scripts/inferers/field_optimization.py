@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from scripts.geometry.coordinates import identity_grid_like, jacobian_determinant, resample_grid, sample
 from scripts.geometry.image_pair import ImagePair
+from scripts.geometry.smoothing import gaussian_blur
 from scripts.losses.gradicon import symmetric_dice_loss
-from scripts.losses.similarity import Similarity, gaussian_blur
+from scripts.losses.similarity import Similarity
 from scripts.utils.errors import InputError, describe_memory_error
 from scripts.utils.memory import available_memory, release_freed_memory
 

@@ -19,10 +19,11 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from scripts.geometry.composition import CompositeTransform, transform_on_grid
 from scripts.geometry.coordinates import extent, identity_grid_like
 from scripts.losses.gradicon import GradICONLoss, LossTerms
 from scripts.networks.activation_checkpointing import choose_recomputing
-from scripts.networks.registration_network import CompositeTransform, RegistrationNetwork, transform_on_grid
+from scripts.networks.registration_network import RegistrationNetwork
 from scripts.networks.unet import UNet
 from scripts.utils.errors import InputError
 from scripts.utils.memory import release_freed_memory

@@ -23,6 +23,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+from scripts.geometry.composition import transform_on_grid
 from scripts.geometry.coordinates import extent, identity_grid_like, resample_grid, sample
 from scripts.geometry.image_pair import ImagePair
 from scripts.inferers.field_optimization import FieldObjective, Level, optimize_field, refine_levels
@@ -31,7 +32,7 @@ from scripts.inferers.start_search import Start, search_start
 from scripts.losses.gradicon import GradICONLoss
 from scripts.losses.similarity import create_similarity
 from scripts.networks.exported_network import ExportedNetwork, refuse_what_needs_weights
-from scripts.networks.registration_network import IdentityNetwork, transform_on_grid
+from scripts.networks.registration_network import IdentityNetwork
 from scripts.utils.errors import InputError, describe_memory_error
 from scripts.utils.memory import keep_freed_memory, release_freed_memory
 

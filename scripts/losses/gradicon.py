@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scripts.geometry.composition import transform_on_grid
 from scripts.geometry.coordinates import Transform, identity_grid, identity_grid_like, jacobian_determinant, sample
-from scripts.networks.registration_network import transform_on_grid
 from scripts.utils.errors import InputError
 
 _STEP = 0.001  # of the finite differences, normalized units

@@ -17,20 +17,19 @@ images, half fields of view): docs/quality.md has the table and the ROC curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Transform
 from torch import Tensor
 
 from scripts.geometry.coordinates import extent, identity_grid, jacobian_determinant, resample_grid, sample
-from scripts.geometry.grid_transform import GridTransform, plain
+from scripts.geometry.grid_transform import GridTransform
 from scripts.geometry.image_pair import regrid_affine, shrink_image
 from scripts.losses.similarity import LNCC
+from scripts.utils.tensors import plain
 
-Case = dict[Hashable, Any]
 MAP_SIZE = 64  # voxels of the grid of maps and figures, along each axis
 COARSE_SIZE = 32
 VERDICTS = ("ok", "check", "failed")
@@ -84,45 +83,6 @@ class Maps(NamedTuple):
     """(4, 4), voxel (d, h, w) -> world RAS mm."""
 
 
-class AddQualityd(Transform):
-    """Add ``quality`` (figures, ``verdict``, ``reasons``) and ``quality_maps`` to a case with transforms and metrics.
-
-    Args:
-        enabled: False adds nothing.
-        similarity: that was optimized; the coarse dissimilarity counts for images of one contrast only.
-        optimization: of the pair; "off" has limits of its own.
-    """
-
-    def __init__(self, enabled: bool = True, similarity: str = "lncc", optimization: str | bool = "field") -> None:
-        self.enabled, self.similarity = enabled, similarity
-        self.optimized = optimization not in ("off", False)  # YAML reads a bare off as False
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
-        """Return the case with its quality."""
-        if not self.enabled:
-            return dict(data)
-        forward, inverse = data["network_transforms"]
-        shape = (MAP_SIZE,) * 3
-        fixed, moving = (
-            shrink_image(plain(data[f"{side}_image"])[None].float(), shape) for side in ("fixed", "moving")
-        )
-        points = identity_grid(shape) + _normalized(forward, shape)
-        warped = sample(moving, points, "zeros")
-        same_contrast = self.similarity == "lncc" and data.get("fixed_modality") == data.get("moving_modality")
-        maps = quality_maps(forward, inverse, points, warped, fixed, data["moving"], same_contrast)
-        figures: dict[str, Any] = {
-            "coarse_dissimilarity": coarse_dissimilarity(warped, fixed) if same_contrast else None,
-            **shape_figures(forward, data["moving"]),
-            "folding_percent": data["metrics"]["folding_percent"],
-            **_inconsistency(maps.inconsistency_mm, forward),
-        }
-        terms = data.get("terms", {})
-        before, after = (_number(terms.get(f"similarity_{when}")) for when in ("before", "after"))
-        figures["similarity_gain"] = None if before is None or after is None else before - after
-        figures = _rounded(figures)
-        return {**data, "quality": {**figures, **verdict(figures, self.optimized)}, "quality_maps": maps}
-
-
 def verdict(figures: Mapping[str, Any], optimized: bool = True) -> dict[str, Any]:
     """Return ``verdict`` (ok, check, failed), ``score`` (the largest figure over its limit) and ``reasons``.
 
@@ -141,6 +101,40 @@ def verdict(figures: Mapping[str, Any], optimized: bool = True) -> dict[str, Any
         score, reasons = max(score, FAILED + 0.01), [*reasons, f"the images became less similar (by {-gain:.3f})"]
     name = VERDICTS[0 if score <= 1 else 1 if score <= FAILED else 2]
     return {"verdict": name, "score": score, "reasons": reasons}
+
+
+def maps_and_figures(
+    forward: GridTransform,
+    inverse: GridTransform | None,
+    fixed: Tensor,
+    moving: Tensor,
+    native_moving: MetaTensor,
+    folding_percent: float,
+    same_contrast: bool = True,
+) -> tuple[Maps, dict[str, Any]]:
+    """Return the maps of a result, and its figures by the names of :data:`LIMITS`; the similarity is not among them.
+
+    Args:
+        forward: fixed point -> moving point, over what the network saw.
+        inverse: the other way, or None.
+        fixed: intensities in [0, 1] over the fixed field of view, (1, 1, D, H, W).
+        moving: likewise over the moving one.
+        native_moving: the moving image on its own grid.
+        folding_percent: of the forward transform.
+        same_contrast: both images show tissue alike.
+    """
+    shape = (MAP_SIZE,) * 3
+    fixed, moving = shrink_image(fixed, shape), shrink_image(moving, shape)
+    points = identity_grid(shape) + _normalized(forward, shape)
+    warped = sample(moving, points, "zeros")
+    maps = quality_maps(forward, inverse, points, warped, fixed, native_moving, same_contrast)
+    figures: dict[str, Any] = {
+        "coarse_dissimilarity": coarse_dissimilarity(warped, fixed) if same_contrast else None,
+        **shape_figures(forward, native_moving),
+        "folding_percent": folding_percent,
+        **_inconsistency(maps.inconsistency_mm, forward),
+    }
+    return maps, figures
 
 
 def coarse_dissimilarity(warped: Tensor, fixed: Tensor) -> float:
@@ -250,15 +244,11 @@ def _inconsistency(gap: Tensor, forward: GridTransform) -> dict[str, Any]:
     }
 
 
-def _rounded(values: Any) -> Any:
+def rounded(values: Any) -> Any:
     """Return numbers with six digits: the last ones of a least squares fit differ from run to run."""
     if isinstance(values, dict):
-        return {key: _rounded(value) for key, value in values.items()}
+        return {key: rounded(value) for key, value in values.items()}
     return float(f"{values:.6g}") if isinstance(values, float) else values
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _finite(value: Any) -> bool:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from scripts.geometry.coordinates import extent, folding_percentage, identity_grid, triple_product
-from scripts.geometry.grid_transform import GridTransform, plain, slabs
+from scripts.geometry.grid_transform import GridTransform, slabs
+from scripts.utils.tensors import plain
 
 COUNTED = 2**16  # labels below it are counted without sorting the voxels
 

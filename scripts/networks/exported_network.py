@@ -26,9 +26,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from scripts.geometry.composition import CompositeTransform
 from scripts.geometry.coordinates import extent
 from scripts.networks.published_weights import ROOT, bundle_folder
-from scripts.networks.registration_network import CompositeTransform
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.seeding import check_device
 

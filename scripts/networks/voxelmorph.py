@@ -20,13 +20,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiffusionLoss
 from monai.networks.nets import VoxelMorph
 from torch import Tensor, nn
 
-from scripts.geometry.coordinates import Transform, extent, identity_grid_like
-from scripts.losses.gradicon import GradICONLoss
-from scripts.networks.registration_network import CompositeTransform
+from scripts.geometry.composition import CompositeTransform
+from scripts.geometry.coordinates import extent
 from scripts.utils.errors import InputError
 
 DIVISOR = 32  # MONAI's VoxelMorph halves the grid five times
@@ -71,35 +69,3 @@ class VoxelMorphNetwork(nn.Module):
     def register(self, moving: Tensor, fixed: Tensor) -> CompositeTransform:
         """Return the transform with moving(transform(x)) ~ fixed(x), a function on normalized points."""
         return CompositeTransform(self.displacements(moving, fixed))
-
-
-class DiffusionRegularizedLoss(GradICONLoss):
-    """The objective with VoxelMorph's regularity: the mean squared gradient of the displacement, in voxels.
-
-    Args:
-        similarity: as for :class:`scripts.losses.gradicon.GradICONLoss`.
-        lambda_diffusion: weight of the regularity, which is the mean of both directions.
-        dice_weight: as there.
-        require_labels: as there.
-    """
-
-    def __init__(
-        self,
-        similarity: nn.Module,
-        lambda_diffusion: float = 1.0,
-        dice_weight: float = 0.0,
-        require_labels: bool = True,
-    ) -> None:
-        super().__init__(similarity, lambda_diffusion, dice_weight=dice_weight, require_labels=require_labels)
-        self.diffusion = DiffusionLoss()
-
-    def _regularity(
-        self,
-        transforms: tuple[Transform, Transform],
-        points: tuple[Tensor, Tensor],
-        noise: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        grid = identity_grid_like(points[0])
-        terms = [self.diffusion((mapped - grid) * extent(mapped)) for mapped in points]
-        return (terms[0] + terms[1]) / 2

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 from scripts.networks.architectures import architecture_of
 from scripts.networks.checkpoint_files import Checkpoint, read_checkpoint
 from scripts.networks.checkpoints import DEFAULT_MODEL, find_weights
-from scripts.transforms.preprocessing import CT_WINDOW, MR_PERCENTILES
 from scripts.utils.errors import InputError
 from scripts.utils.paths import is_absent
 
@@ -35,13 +34,13 @@ DEFAULT_WIDTHS = ([2, 16, 32, 64], [16, 16, 32])  # of the default weights, and 
 
 
 class Preprocessing(NamedTuple):
-    """How images are prepared for a network; see :mod:`scripts.transforms.preprocessing`."""
+    """How images are prepared for a network; see :mod:`scripts.transforms.intensity`."""
 
     match_orientation: bool = True
     """Both images are turned by whole axes to the same orientation (LPS)."""
-    ct_window: Sequence[float] = list(CT_WINDOW)
+    ct_window: Sequence[float] = [-1000.0, 1000.0]
     """Lower and upper end of CT, HU."""
-    mr_percentiles: Sequence[float] = list(MR_PERCENTILES)
+    mr_percentiles: Sequence[float] = [0.0, 99.0]
     """Lower and upper end of anything else, percent."""
 
     def facts(self) -> dict[str, Any]:

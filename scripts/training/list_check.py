@@ -32,10 +32,10 @@ import torch
 from nibabel.orientations import aff2axcodes
 from tqdm import tqdm
 
+from scripts.data.header_checks import check_header
 from scripts.data.landmarks import read_landmarks
 from scripts.data.nifti_reading import voxels_end
 from scripts.data.volume_integrity import is_nifti, nifti_header, voxel_file
-from scripts.transforms.checks import check_header
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.itk_modules import load_itk_modules
 

@@ -28,10 +28,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import CASE_KEYS, MODALITIES, did_you_mean, read_datalist
+from scripts.data.cases import CASE_KEYS, MODALITIES, read_datalist
 from scripts.data.learn2reg import is_learn2reg, learn2reg_entries
 from scripts.utils.errors import InputError
 from scripts.utils.paths import existing_path, is_absent, stem
+from scripts.utils.suggestions import did_you_mean
 
 PAIRINGS = ("inter_subject", "intra_subject")
 SPLITS = ("training", "validation")

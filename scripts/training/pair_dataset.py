@@ -31,13 +31,13 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from tqdm import tqdm
 
-from scripts.data.cases import did_you_mean
 from scripts.data.synthetic import SyntheticPairs
 from scripts.training.pair_sampling import PAIRS_PER_EPOCH, Draw, PairSet, build_sets
 from scripts.training.preprocessing import unpack
 from scripts.utils.errors import InputError, find_input_error
 from scripts.utils.itk_modules import load_itk_modules
 from scripts.utils.paths import absolute
+from scripts.utils.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -79,7 +79,7 @@ class PairNetwork(nn.Module):
 
         Returns:
             two lists of fields (B, 3, d, h, w), normalized units, coarse to fine, to be composed by
-            :class:`scripts.networks.registration_network.CompositeTransform`.
+            :class:`scripts.geometry.composition.CompositeTransform`.
         """
         moving, fixed = (part.contiguous(memory_format=self.memory_format) for part in image.split(1, dim=1))
         displacements = cast(RegistrationNetwork, self.network).displacements

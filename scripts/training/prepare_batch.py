@@ -21,8 +21,8 @@ from monai.inferers import Inferer
 from monai.transforms import Randomizable
 from torch import Tensor
 
+from scripts.geometry.composition import CompositeTransform
 from scripts.losses.gradicon import GradICONLoss, LossTerms
-from scripts.networks.registration_network import CompositeTransform
 
 VOLUMES = ("image", "similarity", "mask", "label")
 

@@ -20,8 +20,8 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from scripts.data.landmarks import read_landmarks
-from scripts.geometry.grid_transform import plain
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
 
 CACHE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
 

@@ -26,12 +26,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scripts.data.report import peak_memory_mib
+from scripts.geometry.composition import CompositeTransform
 from scripts.geometry.coordinates import extent, identity_grid_like
-from scripts.geometry.grid_transform import plain
-from scripts.networks.registration_network import CompositeTransform
 from scripts.training.prepare_batch import terms_of
+from scripts.utils.memory import peak_memory_mib
 from scripts.utils.paths import absolute
+from scripts.utils.tensors import plain
 
 COLUMNS = ("moving", "fixed", "warped", "difference", "grid")
 GRID_LINES = 20

@@ -28,11 +28,12 @@ from monai.metrics import compute_hausdorff_distance
 from monai.transforms import Transform
 from torch import Tensor
 
+from scripts.geometry.composition import CompositeTransform
 from scripts.geometry.coordinates import extent, identity_grid_like, sample
-from scripts.geometry.grid_transform import GridTransform, plain
+from scripts.geometry.grid_transform import GridTransform
 from scripts.metrics import registration_metrics as metrics
-from scripts.networks.registration_network import CompositeTransform
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
 
 FIGURES = ("similarity", "regularity", "dice", "hd95_mm", "tre_mm", "folding_percent")
 HIGHER_IS_BETTER = ("dice",)

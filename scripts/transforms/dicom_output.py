@@ -29,12 +29,12 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from scripts.data.dicom_series import choose_series
 from scripts.data.itk_images import lps_geometry
-from scripts.data.report import versions
-from scripts.geometry.grid_transform import plain
 from scripts.transforms.outputs import Output
 from scripts.transforms.postprocessing import warp_onto_fixed
 from scripts.utils.atomic import unwritable
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
+from scripts.utils.versions import versions
 
 FOLDER = "warped_moving_dicom"
 # of the source's slices: they say nothing of the result's

@@ -25,7 +25,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResampleToMatch
 
-from scripts.data.reading import shape_text, source
+from scripts.data.volumes import shape_text, source
 from scripts.transforms.checks import affine_of
 from scripts.utils.errors import InputError
 

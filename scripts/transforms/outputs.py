@@ -25,14 +25,16 @@ import numpy as np
 from monai.transforms import Transform
 
 from scripts.data.cases import OUTPUT_NAMES
+from scripts.data.itk_transforms import write_displacement_field, write_itk_transform
 from scripts.data.landmarks import check_space, read_landmarks, write_warped_landmarks
 from scripts.data.nifti_writing import write_nifti
-from scripts.data.report import build_report, write_report
-from scripts.geometry.grid_transform import plain, write_displacement_field, write_itk_transform
+from scripts.data.report import build_report
 from scripts.geometry.warping import on_grid
 from scripts.metrics.registration_metrics import jacobian_determinant
 from scripts.transforms.postprocessing import Case, warp_onto_fixed
 from scripts.utils.atomic import remove, sweep
+from scripts.utils.strict_json import write_report
+from scripts.utils.tensors import plain
 from scripts.visualize.html_report import write_pair_page
 from scripts.visualize.overview import draw_overview
 

@@ -10,7 +10,7 @@
 # limitations under the License.
 """What follows the network: the case's transforms of the world, its warped label, and its metrics.
 
-Each takes the case (see datasets.load_cases) with the volumes of the preprocessing and the result of the inferer.
+Each takes the case (see :func:`scripts.data.cases.load_cases`) with the volumes of the preprocessing and the result of the inferer.
 :mod:`scripts.transforms.outputs` writes the files.
 """
 
@@ -26,11 +26,12 @@ from monai.transforms import Transform
 
 from scripts.data.landmarks import check_space, read_landmark_pair
 from scripts.data.modality import outside_value
-from scripts.geometry.grid_transform import GridTransform, displacement_field, plain
+from scripts.geometry.extension import extend
+from scripts.geometry.grid_transform import GridTransform, displacement_field
 from scripts.geometry.image_pair import regrid_affine
 from scripts.geometry.warping import NIFTI_TYPES, warp_image
 from scripts.metrics import registration_metrics as metrics
-from scripts.transforms.crop import extend
+from scripts.utils.tensors import plain
 
 logger = logging.getLogger(__name__)
 

@@ -29,12 +29,13 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from scripts.data.itk_images import Volume, to_itk_image
-from scripts.geometry.grid_transform import LPS_RAS, plain
+from scripts.data.volumes import with_affine
 from scripts.geometry.image_pair import regrid_affine, shrink_image
 from scripts.geometry.warping import on_grid, warp_image
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.transforms.linear_registration import as_kind, matrix_of, mutual_information, refine, rigid
-from scripts.transforms.preprocessing import with_affine
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
 
 logger = logging.getLogger(__name__)
 

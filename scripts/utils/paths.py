@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.data.volume_integrity import check_regular
 from scripts.utils.errors import InputError, InputFileError
+from scripts.utils.regular_files import check_regular
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
 # of the formats that ITK reads beside these: they are no part of a result's name, either

@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Web pages that open from the disk: ``report.html`` of a pair, ``cohort.html`` with the table of a cohort.
+"""``report.html``, the web page of a pair, and what all pages are made with: they open from the disk.
 
 Each is one file: style, script and images are in it, and a content security policy keeps it off the network.
 """
@@ -17,25 +17,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from scripts.cohort.table import find_cases, read_rows, write_table
-from scripts.data.report import input_warnings, strict, versions, without_folders
+from scripts.data.report import input_warnings, without_folders
 from scripts.utils.atomic import replacing
+from scripts.utils.strict_json import strict
 from scripts.visualize.report_images import planes_of
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-PAIR_PAGE, COHORT_PAGE = "report.html", "cohort.html"
+PAIR_PAGE = "report.html"
 
 
 def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
     """Write the page of a case that has been registered: images in three planes, figures, verdict.
 
     Args:
-        data: the case after :class:`scripts.metrics.quality.AddQualityd`.
+        data: the case after :class:`scripts.transforms.add_quality.AddQualityd`.
         path: the file.
 
     Raises:
@@ -54,7 +53,7 @@ def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> No
         # names alone: folders may be named after patients, and pages are passed on
         "files": [[key, Path(_file_of(data[key])).name] for key in ("fixed", "moving") if key in data],
     }
-    _write("pair.html", content, path)
+    write_page("pair.html", content, path)
 
 
 def _file_of(volume: Any) -> str:
@@ -82,45 +81,12 @@ def _figures(data: Mapping[Any, Any]) -> list[list[str]]:
     return figures + [[name, text.format(value)] for name, value, text in rows if value is not None]
 
 
-def write_cohort_page(cases: Sequence[Mapping[str, Any]], output_dir: str | Path, rank: int = 0) -> Path | None:
-    """Write the page with the table of a cohort, which links the pairs' own pages; only the first process does.
-
-    Args:
-        cases: all of the cohort.
-        output_dir: of the cohort.
-        rank: of this process.
-    """
-    if rank > 0:
-        return None
-    folder = Path(output_dir)
-    rows = read_rows(cases)
-    for row in rows:
-        row["warnings"] = without_folders(row.get("warnings", ""))
-        page = Path(row["folder"]) / PAIR_PAGE
-        if page.is_file():
-            row["page"] = quote(os.path.relpath(page, folder).replace(os.sep, "/"))
-    verdicts = [str(row.get("verdict") or row["status"]) for row in rows]
-    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in sorted(set(verdicts)))
-    used = ", ".join(f"{name} {version}" for name, version in versions().items())
-    path = folder / COHORT_PAGE
-    _write("cohort.html", {"rows": rows, "counts": f"{len(rows)} pairs: {counts}", "versions": used}, path)
-    return path
-
-
-def write_report_page(output_dir: str | Path) -> Path | None:
-    """Make table and page anew from the results that lie in a folder: ``python -m scripts report FOLDER``.
+def write_page(template: str, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a page from a template of :data:`TEMPLATES` and what it is to show.
 
     Raises:
-        InputError: the folder holds no results.
+        InputError: the file can't be written.
     """
-    cases = find_cases(Path(output_dir))
-    write_table(cases, output_dir)
-    path = write_cohort_page(cases, output_dir)
-    print(f"page: {path}")
-    return path
-
-
-def _write(template: str, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     text = json.dumps(strict(content), allow_nan=False, ensure_ascii=False)
     text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")  # inside <script>
     page = (TEMPLATES / template).read_text(encoding="utf-8")

@@ -31,10 +31,11 @@ from matplotlib.figure import Figure
 from nibabel.orientations import apply_orientation, io_orientation
 from torch import Tensor
 
-from scripts.geometry.grid_transform import displacement_field, plain
+from scripts.geometry.grid_transform import displacement_field
 from scripts.geometry.warping import shift_affine, warp_image
 from scripts.metrics.registration_metrics import jacobian_determinant
 from scripts.utils.atomic import replacing
+from scripts.utils.tensors import plain
 
 # per plane: axis it cuts, axes shown left-right and up-down (0 R, 1 A, 2 S), letters left, right, top, bottom
 PLANES = {

@@ -24,9 +24,10 @@ from nibabel.orientations import io_orientation
 from PIL import Image
 from torch import Tensor
 
-from scripts.geometry.grid_transform import GridTransform, displacement_field, plain
+from scripts.geometry.grid_transform import GridTransform, displacement_field
 from scripts.geometry.warping import on_grid, warp_image
 from scripts.metrics.registration_metrics import jacobian_determinant
+from scripts.utils.tensors import plain
 
 LONGEST = 128  # voxels along the longest axis of the shown grid
 SLICES = 32  # in each plane

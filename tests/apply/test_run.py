@@ -26,8 +26,9 @@ from monai.bundle import ConfigWorkflow
 from scripts.apply.run import apply_transforms, load_inputs
 from scripts.data import field_formats
 from scripts.data.itk_resampling import Grid, grid_of, with_spacing
+from scripts.data.itk_transforms import write_itk_transform
 from scripts.data.nifti_writing import write_nifti
-from scripts.geometry.grid_transform import GridTransform, write_itk_transform
+from scripts.geometry.grid_transform import GridTransform
 from scripts.utils.errors import InputError, find_input_error
 from tests.helpers.chain import write
 from tests.helpers.known_pair import FIXED, FIXED_SHAPE, MOVING, MOVING_SHAPE, ROOT, SHIFT_LPS_MM, anatomy, grid_points

@@ -25,9 +25,10 @@ import pydicom
 import pytest
 
 from scripts.data import volume_integrity as file_form
-from scripts.data.reading import LoadVolumesd
+from scripts.data.header_checks import check_header
 from scripts.data.transform_files import read_transform
-from scripts.transforms.checks import CheckLabelsd, check_header
+from scripts.transforms.checks import CheckLabelsd
+from scripts.transforms.load import LoadVolumesd
 from scripts.transforms.postprocessing import type_on_disk
 from scripts.utils.errors import InputError
 from scripts.utils.paths import existing_path

@@ -25,8 +25,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from scripts.data.cases import load_cases
 from scripts.data.dicom_series import choose_series, list_series
-from scripts.data.reading import LoadVolumesd, read_header
-from scripts.transforms.checks import check_header
+from scripts.data.header_checks import check_header
+from scripts.data.reading import read_header
+from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError, find_input_error
 from tests.helpers.chain import oblique
 from tests.helpers.inference import run_inference

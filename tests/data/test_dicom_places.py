@@ -26,7 +26,8 @@ from pydicom.uid import NuclearMedicineImageStorage, RTDoseStorage, SecondaryCap
 from scripts.apply.run import apply_transforms, load_inputs
 from scripts.data.dicom_series import is_dicom
 from scripts.data.itk_resampling import read_scalars
-from scripts.data.reading import LoadVolumesd, read_header
+from scripts.data.reading import read_header
+from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError
 from tests.helpers.dicom_files import (
     AXES,

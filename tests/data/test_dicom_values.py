@@ -31,7 +31,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from scripts.data.reading import LoadVolumesd, read_header
+from scripts.data.reading import read_header
+from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError
 from tests.helpers.dicom_files import SHAPE, affine_ras, classic, enhanced, load, pixel_module, ramp, save
 

@@ -18,8 +18,8 @@ import itk
 import numpy as np
 import pytest
 
+from scripts.data.itk_transforms import write_itk
 from scripts.data.transform_files import invert, read_transform
-from scripts.geometry.grid_transform import write_itk
 from scripts.utils.errors import InputFileError
 from tests.data.test_transform_files import at
 

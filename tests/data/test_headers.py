@@ -22,9 +22,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from scripts.data.header_checks import check_header
 from scripts.data.modality import outside_value
-from scripts.data.reading import LoadVolumesd, read_header, read_volume
-from scripts.transforms.checks import check_header
+from scripts.data.reading import read_header, read_volume
+from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError
 from scripts.workflow import run_workflow
 

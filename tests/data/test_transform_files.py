@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.data.itk_transforms import write_itk_transform
 from scripts.data.transform_files import compose, flatten, invert, invert_ddf, read_transform
-from scripts.geometry.grid_transform import GridTransform, flip_lps_ras, write_itk_transform
+from scripts.geometry.grid_transform import GridTransform
+from scripts.geometry.world_axes import flip_lps_ras
 from scripts.utils.errors import InputError, InputFileError
 from tests.helpers.chain import oblique
 from tests.helpers.registered import smooth_ddf

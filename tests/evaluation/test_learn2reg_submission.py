@@ -23,7 +23,8 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from scripts.data.cases import load_cases
-from scripts.evaluation.learn2reg_submission import field_name, main, voxel_displacement, write_submission
+from scripts.data.learn2reg_fields import field_name, voxel_displacement
+from scripts.evaluation.learn2reg_submission import main, write_submission
 from scripts.utils.errors import InputError
 from tests.helpers.known_pair import evaluate, write_learn2reg
 from tests.helpers.training_run import train

@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.data.report import versions
 from scripts.evaluation.run import is_done, remaining_cases, require_data
 from scripts.utils.errors import InputError
+from scripts.utils.versions import versions
 from tests.helpers.known_pair import QUICK, ROOT, evaluate, write_known_pair
 
 FILES = ("summary.json", "pairs.csv", "labels.csv", "landmarks.csv", "table.md", "table.tex", "box_plots.png")

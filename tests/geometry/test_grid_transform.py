@@ -24,15 +24,10 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from scripts.data.itk_transforms import to_itk, write_displacement_field, write_itk_transform
 from scripts.geometry import grid_transform as transform_io
-from scripts.geometry.grid_transform import (
-    GridTransform,
-    displacement_field,
-    flip_lps_ras,
-    to_itk,
-    write_displacement_field,
-    write_itk_transform,
-)
+from scripts.geometry.grid_transform import GridTransform, displacement_field
+from scripts.geometry.world_axes import flip_lps_ras
 from scripts.utils.errors import InputError
 from tests.helpers.registered import FIXED, MOVING, SHAPE, registered_case, smooth_ddf
 

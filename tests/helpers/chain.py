@@ -20,10 +20,13 @@ import itk
 import numpy as np
 from monai.transforms import Compose, Resized
 
-from scripts.data.reading import LoadVolumesd
 from scripts.transforms.checks import CheckImagesd, CheckLabelsd, CheckMasksd
+from scripts.transforms.intensity import ScaleByModalityd
+from scripts.transforms.labels import CopyLabelsd
+from scripts.transforms.load import LoadVolumesd
+from scripts.transforms.masks import UseMasksd
 from scripts.transforms.match_grid import MatchGridd
-from scripts.transforms.preprocessing import CopyLabelsd, MatchOrientationd, ReverseAxesd, ScaleByModalityd, UseMasksd
+from scripts.transforms.orientation import MatchOrientationd, ReverseAxesd
 
 SHAPE = (17, 18, 20)  # network grid (D, H, W)
 REGIONS = ["fixed_mask", "moving_mask", "fixed_label", "moving_label"]

@@ -24,7 +24,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
 )
 
-from scripts.data.reading import LoadVolumesd, read_header
+from scripts.data.reading import read_header
+from scripts.transforms.load import LoadVolumesd
 from tests.helpers.chain import oblique
 
 ORIGIN, SPACING = np.array([-30.0, 14.0, 55.0]), np.array([0.75, 0.5, 2.5])

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scripts.losses.similarity import gaussian_blur
+from scripts.geometry.smoothing import gaussian_blur
 from scripts.networks.checkpoint_files import translate_keys
 from scripts.networks.registration_network import RegistrationNetwork
 

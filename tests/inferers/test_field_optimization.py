@@ -19,6 +19,7 @@ import torch
 
 from scripts.geometry.coordinates import identity_grid, resample_grid, sample
 from scripts.geometry.image_pair import ImagePair
+from scripts.geometry.smoothing import gaussian_blur
 from scripts.inferers.field_optimization import (
     FieldObjective,
     Level,
@@ -27,7 +28,7 @@ from scripts.inferers.field_optimization import (
     refine_levels,
 )
 from scripts.inferers.start_search import apply_affine, search_start, start_candidates
-from scripts.losses.similarity import LNCC, gaussian_blur
+from scripts.losses.similarity import LNCC
 from scripts.utils.errors import InputError
 
 SHAPE = (32, 36, 40)

@@ -18,12 +18,14 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from scripts.geometry.composition import transform_on_grid
 from scripts.geometry.coordinates import extent, from_ddf, identity_grid_like
 from scripts.geometry.image_pair import ImagePair
+from scripts.geometry.smoothing import gaussian_blur
 from scripts.inferers.registration_inferer import PreparePair, RegistrationInferer
 from scripts.losses.gradicon import GradICONLoss
-from scripts.losses.similarity import LNCC, gaussian_blur
-from scripts.networks.registration_network import IdentityNetwork, RegistrationNetwork, transform_on_grid
+from scripts.losses.similarity import LNCC
+from scripts.networks.registration_network import IdentityNetwork, RegistrationNetwork
 from scripts.utils.errors import InputError
 from tests.helpers.networks import random_network
 

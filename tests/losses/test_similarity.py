@@ -17,16 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from scripts.geometry.coordinates import resample_grid
-from scripts.losses.similarity import (
-    LNCC,
-    MINDSSC,
-    NMI,
-    SIMILARITIES,
-    box_mean,
-    create_similarity,
-    gaussian_blur,
-    gaussian_shrink,
-)
+from scripts.geometry.smoothing import box_mean, gaussian_blur, gaussian_shrink
+from scripts.losses.similarity import LNCC, MINDSSC, NMI, SIMILARITIES, create_similarity
 
 
 def smooth(seed: int = 0, shape: tuple[int, int, int] = (20, 22, 24)) -> torch.Tensor:

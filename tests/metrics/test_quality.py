@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from scripts.geometry.warping import on_grid
-from scripts.metrics.quality import LIMITS, AddQualityd, limits, verdict
+from scripts.metrics.quality import LIMITS, limits, verdict
+from scripts.transforms.add_quality import AddQualityd
 from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd
 from tests.helpers.registered import registered_case, smooth_ddf
 

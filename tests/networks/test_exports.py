@@ -200,7 +200,7 @@ def test_what_needs_the_weights_is_refused_before_images_are_read(
     files: dict[str, Path], tmp_path: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[object] = []
-    monkeypatch.setattr("scripts.data.reading.LoadVolumesd.__call__", lambda self, data: read.append(data))
+    monkeypatch.setattr("scripts.transforms.load.LoadVolumesd.__call__", lambda self, data: read.append(data))
     with pytest.raises(RuntimeError) as caught:
         register(tmp_path / "run", "inference_ts.yaml", exported=str(files[".ts"]), **options)
     assert "not an exported file" in str(find_input_error(caught.value))

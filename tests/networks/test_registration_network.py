@@ -17,14 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scripts.geometry.composition import CompositeTransform, apply_displacements, transform_on_grid
 from scripts.geometry.coordinates import extent, identity_grid, identity_grid_like, identity_transform, sample, to_ddf
-from scripts.networks.registration_network import (
-    CompositeTransform,
-    IdentityNetwork,
-    RegistrationNetwork,
-    apply_displacements,
-    transform_on_grid,
-)
+from scripts.networks.registration_network import IdentityNetwork, RegistrationNetwork
 from scripts.utils.errors import InputError
 from tests.helpers.networks import SMALL, random_network, random_pair
 

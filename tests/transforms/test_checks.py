@@ -23,7 +23,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.transforms.checks import CheckLabelsd, check_header
+from scripts.data.header_checks import check_header
+from scripts.transforms.checks import CheckLabelsd
 from scripts.utils.errors import InputError, find_input_error
 from tests.helpers.chain import chain, noise, oblique, pair, write
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from scripts.geometry.extension import extend
 from scripts.geometry.grid_transform import GridTransform
-from scripts.transforms.crop import CropToForegroundd, extend, foreground_box
+from scripts.transforms.crop import CropToForegroundd, foreground_box
 from scripts.utils.errors import InputError
 from tests.helpers.registered import smooth_ddf
 

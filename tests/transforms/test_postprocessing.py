@@ -26,8 +26,8 @@ from monai.data import MetaTensor
 
 from scripts.data.landmarks import read_landmarks
 from scripts.geometry.coordinates import identity_grid
-from scripts.geometry.grid_transform import plain
 from scripts.geometry.warping import warp_image
+from scripts.utils.tensors import plain
 from scripts.metrics import registration_metrics as metrics
 from scripts.metrics.surface_distances import surface_distances_mm
 from scripts.transforms import postprocessing

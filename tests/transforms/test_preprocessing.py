@@ -24,14 +24,11 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 
-from scripts.data.reading import LoadVolumesd
-from scripts.transforms.preprocessing import (
-    CopyLabelsd,
-    MatchOrientationd,
-    ScaleByModalityd,
-    UseMasksd,
-    percentile_value,
-)
+from scripts.transforms.intensity import ScaleByModalityd, percentile_value
+from scripts.transforms.labels import CopyLabelsd
+from scripts.transforms.load import LoadVolumesd
+from scripts.transforms.masks import UseMasksd
+from scripts.transforms.orientation import MatchOrientationd
 from scripts.utils.errors import InputError
 from tests.helpers.chain import SHAPE, chain, noise, oblique, pair, write
 from tools.benchmarks.pairs import reorder_axes

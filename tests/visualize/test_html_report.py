@@ -27,10 +27,11 @@ import pytest
 import torch
 from PIL import Image
 
+from scripts.cohort.page import write_cohort_page, write_report_page
 from scripts.cohort.table import write_table
-from scripts.metrics.quality import AddQualityd
+from scripts.transforms.add_quality import AddQualityd
 from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld
-from scripts.visualize.html_report import TEMPLATES, write_cohort_page, write_pair_page, write_report_page
+from scripts.visualize.html_report import TEMPLATES, write_pair_page
 from scripts.visualize.report_images import planes_of, shown_grid
 from tests.helpers.registered import registered_case
 

@@ -29,7 +29,7 @@ import pytest
 import torch
 
 from scripts.apply.run import apply_transforms, load_inputs
-from scripts.geometry.grid_transform import write_itk
+from scripts.data.itk_transforms import write_itk
 from scripts.geometry.image_pair import ImagePair
 from scripts.inferers import field_optimization
 from scripts.inferers import registration_inferer as inferers

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.losses.similarity import gaussian_blur
+from scripts.geometry.smoothing import gaussian_blur
 from scripts.networks.unet import DOWN_CHANNELS, UP_CHANNELS
 from tests.helpers.inference import run_inference
 from tests.helpers.networks import published_state, random_network

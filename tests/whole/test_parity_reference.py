@@ -24,10 +24,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from scripts.geometry.composition import transform_on_grid
 from scripts.losses.gradicon import GradICONLoss
 from scripts.losses.similarity import create_similarity
 from scripts.networks.checkpoints import load_weights
-from scripts.networks.registration_network import RegistrationNetwork, transform_on_grid
+from scripts.networks.registration_network import RegistrationNetwork
 from tests.helpers.networks import import_reference, published_state, random_network, random_pair, reference_network
 
 PUBLISHED: dict[str, Any] = {

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.geometry.grid_transform import to_itk
+from scripts.data.itk_transforms import to_itk
 from scripts.transforms.postprocessing import AddTransformsd
 from tests.helpers.chain import chain
 from tests.helpers.networks import random_network

@@ -101,12 +101,14 @@ def _reference(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Wo
 
 
 def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
-    from scripts.geometry.grid_transform import GridTransform, to_itk
+    from scripts.data.itk_transforms import to_itk
+    from scripts.geometry.composition import transform_on_grid
+    from scripts.geometry.grid_transform import GridTransform
     from scripts.inferers.registration_inferer import RegistrationInferer
     from scripts.losses.gradicon import GradICONLoss
     from scripts.losses.similarity import create_similarity
     from scripts.networks.activation_checkpointing import choose_recomputing
-    from scripts.networks.registration_network import RegistrationNetwork, transform_on_grid
+    from scripts.networks.registration_network import RegistrationNetwork
     from scripts.training.pair_network import PairNetwork
     from scripts.training.prepare_batch import PairInferer, total_loss
 
