@@ -8,4 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""."""
+"""Applying transforms that were written to other images, labels, points and series: what ``configs/apply.yaml`` runs.
+
+Reading and composing transforms is in ``data``. It imports ``transforms`` and what lies below, no network.
+"""
+
+from scripts.apply.run import apply_transforms, load_inputs
+
+__all__ = ["apply_transforms", "load_inputs"]

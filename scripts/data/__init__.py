@@ -8,4 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""."""
+"""Reading and writing.
+
+Volumes, DICOM series, landmarks, transform files of ITK and fields of other tools; cases and lists of pairs; public
+data sets; synthetic pairs; the report of a case. What is done with images once they are loaded is in ``transforms``.
+It imports ``geometry`` and ``utils``.
+"""
+
+from scripts.data.cases import load_cases, require_cases
+
+__all__ = ["load_cases", "require_cases"]

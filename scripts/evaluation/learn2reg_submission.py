@@ -10,7 +10,7 @@
 # limitations under the License.
 """The zip file that is handed in to Learn2Reg: the fields of a run, checked.
 
-    python -m scripts.evaluation.learn2reg_submission RUN submission.zip
+python -m scripts.evaluation.learn2reg_submission RUN submission.zip
 """
 
 from __future__ import annotations

@@ -26,5 +26,3 @@ LPS_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)) 
 def flip_lps_ras(points_mm: Tensor) -> Tensor:
     """Turn world points (N, 3) from LPS to RAS mm or back."""
     return plain(points_mm).double() * LPS_RAS.diagonal()[:3]
-
-

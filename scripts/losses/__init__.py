@@ -8,4 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""."""
+"""What is minimized: similarities of images (LNCC, MIND, NMI), the GradICON objective, VoxelMorph's diffusion.
+
+Measures of a result, which nothing minimizes, are in ``metrics``. It imports ``geometry`` and ``utils``.
+"""
+
+from scripts.losses.diffusion import DiffusionRegularizedLoss
+from scripts.losses.gradicon import GradICONLoss
+from scripts.losses.similarity import create_similarity
+
+__all__ = ["DiffusionRegularizedLoss", "GradICONLoss", "create_similarity"]

@@ -8,4 +8,30 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""."""
+"""The networks and their weights.
+
+UNet, registration network, VoxelMorph; weights found, checked, loaded, fetched; exports. The objective is in
+``losses``, the use of a network for a pair in ``inferers``. It imports ``geometry`` and ``utils``.
+"""
+
+from scripts.networks.activation_checkpointing import choose_recomputing
+from scripts.networks.architectures import create_network, create_registration_network
+from scripts.networks.checkpoints import describe_weights, find_weights, load_weights, start_weights
+from scripts.networks.exported_network import load_exported
+from scripts.networks.tensorrt import compile_unets
+from scripts.networks.voxelmorph import VoxelMorphNetwork
+from scripts.networks.weights_preprocessing import choose_preprocessing
+
+__all__ = [
+    "VoxelMorphNetwork",
+    "choose_preprocessing",
+    "choose_recomputing",
+    "compile_unets",
+    "create_network",
+    "create_registration_network",
+    "describe_weights",
+    "find_weights",
+    "load_exported",
+    "load_weights",
+    "start_weights",
+]

@@ -8,4 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""."""
+"""What everything stands on.
+
+Errors of one line, files that appear whole or not at all, locks, memory, seeds, paths and reports as JSON. Nothing
+here knows of images. It imports no other package of ``scripts``.
+"""
+
+from scripts.utils.pipelining import InBackground, ReadAhead, run_cases
+from scripts.utils.seeding import set_seed
+
+__all__ = ["InBackground", "ReadAhead", "run_cases", "set_seed"]
