@@ -47,7 +47,8 @@ def read_scalars(path: str) -> Volume:
     """Read an image file, 3-D or 4-D, or the DICOM series of a folder, as an ITK image with its header.
 
     Raises:
-        InputError: more than one value a voxel, another number of axes, or see :func:`scripts.data.reading.read_volume`.
+        InputError: more than one value a voxel, another number of axes, or see
+            :func:`scripts.data.reading.read_volume`.
     """
     volume = read_volume(path)
     image = volume.image

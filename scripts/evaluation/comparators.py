@@ -84,7 +84,7 @@ class PrepareNativePair(PreparePair):
     """Give the inferer the images on their own grids, too, as ``native``: {"moving", "fixed", "modality"}."""
 
     def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Return what :class:`scripts.inferers.registration_inferer.PreparePair` returns, and ``native`` among the extras."""
+        """Return what :class:`~scripts.inferers.registration_inferer.PreparePair` does, with ``native`` in the extras."""
         image, targets, rest, extras = super().__call__(batchdata, *args, **kwargs)
         native: dict[str, Any] = {
             side: Volume(plain(batchdata[side])[0, 0].float(), plain(batchdata[side].affine).double().reshape(4, 4))
@@ -141,8 +141,9 @@ class MethodInferer(Inferer):
 
 
 class AddMethodTransformsd(Transform):
-    """Add the transforms of whatever method registered, as :class:`scripts.transforms.postprocessing.AddTransformsd` does.
+    """Add the transforms of whatever method registered.
 
+    As :class:`scripts.transforms.postprocessing.AddTransformsd` does.
     Displacements become ddfs on the images' own grids over the same start, field of view onto field of view, so that
     "before" means the same for all methods. The identity is that start.
     """

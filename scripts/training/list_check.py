@@ -36,6 +36,7 @@ from scripts.data.header_checks import check_header
 from scripts.data.landmarks import read_landmarks
 from scripts.data.nifti_reading import voxels_end
 from scripts.data.volume_integrity import is_nifti, nifti_header, voxel_file
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.itk_modules import load_itk_modules
 
@@ -103,7 +104,7 @@ def _look(job: tuple[Any, ...]) -> tuple[str | None, str]:
             header = check_header(kind, path, setting)
             check_length(path)
             # from LPS to the RAS that the letters stand for
-            orientation = "".join(aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ _square(header.direction)))
+            orientation = "".join(aff2axcodes(LPS_RAS.numpy() @ _square(header.direction)))
     except (InputError, OSError, UnicodeDecodeError) as error:
         return str(error), orientation
     return None, orientation
