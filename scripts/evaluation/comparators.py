@@ -84,7 +84,7 @@ class PrepareNativePair(PreparePair):
     """Give the inferer the images on their own grids, too, as ``native``: {"moving", "fixed", "modality"}."""
 
     def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Return what :class:`~scripts.inferers.registration_inferer.PreparePair` does, with ``native`` in the extras."""
+        """Return what :class:`~scripts.inferers.registration_inferer.PreparePair` does, with ``native`` beside it."""
         image, targets, rest, extras = super().__call__(batchdata, *args, **kwargs)
         native: dict[str, Any] = {
             side: Volume(plain(batchdata[side])[0, 0].float(), plain(batchdata[side].affine).double().reshape(4, 4))
