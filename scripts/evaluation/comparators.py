@@ -42,7 +42,7 @@ from scripts.utils.tensors import plain
 logger = logging.getLogger(__name__)
 
 BUNDLE, IDENTITY = "bundle", "identity"
-INSTALL = "pip install --no-deps -r requirements-comparators.txt"
+INSTALL = "pip install --require-hashes --no-deps -r requirements-dev.lock"
 
 
 class Comparator(NamedTuple):
@@ -50,7 +50,6 @@ class Comparator(NamedTuple):
 
     register: Method
     package: str
-    install: str = INSTALL
 
 
 COMPARATORS = {
@@ -58,7 +57,7 @@ COMPARATORS = {
     "bspline": Comparator(elastix("affine", "bspline"), "itk-elastix"),
     "syn": Comparator(syn, "antspyx"),
     "convexadam": Comparator(convex_adam, "convexAdam"),
-    "unigradicon": Comparator(unigradicon, "unigradicon", "pip install --no-deps -r requirements-reference.txt"),
+    "unigradicon": Comparator(unigradicon, "unigradicon"),
 }
 METHODS = (BUNDLE, IDENTITY, *COMPARATORS)
 
@@ -73,11 +72,11 @@ def describe_method(method: str) -> str:
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got '{method}'")
     if method not in COMPARATORS:
         return method
-    package, install = COMPARATORS[method].package, COMPARATORS[method].install
+    package = COMPARATORS[method].package
     try:
         return f"{method} ({package} {metadata.version(package)})"
     except metadata.PackageNotFoundError:
-        raise InputError(f"method {method} needs the package {package}, which is not installed: {install}") from None
+        raise InputError(f"method {method} needs the package {package}, which is not installed: {INSTALL}") from None
 
 
 class PrepareNativePair(PreparePair):
