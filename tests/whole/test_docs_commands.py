@@ -175,7 +175,7 @@ ELSEWHERE = {
     "make demo": CI,
     "make test": CI,
     "source .venv/bin/activate": SHELL,
-    "python -m scripts download unigradicon": "tests/test_download.py"
+    "python -m scripts download unigradicon": "tests/networks/test_download.py"
     "::test_the_command_downloads_into_a_bundle_and_ends_errors_with_one_line",
     "make monailabel STUDIES=/data/studies": SERVER,
     "python -m scripts apply TRANSFORM OPTIONS": "tests/whole/test_docs_commands.py"
