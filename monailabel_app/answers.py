@@ -22,7 +22,7 @@ import numpy as np
 from monailabel_app.label_numbers import label_type
 from monailabel_app.registration import FILES
 from monailabel_app.request_options import InferOptions
-from scripts.atomic import replacing
+from scripts.utils.atomic import replacing
 
 
 def write_label(voxels: np.ndarray, like: Any, options: InferOptions, folder: Path) -> tuple[Path, str | None]:

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from scripts.checkpoints import MODEL_FILES
-from scripts.datasets import MODALITIES, did_you_mean
-from scripts.errors import InputError
+from scripts.data.cases import MODALITIES
+from scripts.networks.checkpoints import MODEL_FILES
+from scripts.utils.errors import InputError
+from scripts.utils.suggestions import did_you_mean
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 OWN = ("work_dir", "modality", "device", "weights", "max_upload_gb")

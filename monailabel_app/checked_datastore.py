@@ -28,7 +28,7 @@ from monailabel_app.label_info import check_label_info, number_saved
 from monailabel_app.label_numbers import MOST_NUMBER, label_type
 from monailabel_app.request_errors import RequestError, check_id, forgotten_if_refused, is_id, plain_errors
 from monailabel_app.uploads import EXTENSIONS, MAX_BYTES, check_image_file, check_volume_file
-from scripts.reading import read_volume
+from scripts.data.reading import read_volume
 
 logger = logging.getLogger(__name__)
 

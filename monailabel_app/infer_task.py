@@ -35,8 +35,8 @@ from monailabel_app.registration import FILES, register, release_memory
 from monailabel_app.request_errors import RequestError, plain_errors
 from monailabel_app.request_options import AUTO, FUSE, InferOptions, panel, read_options
 from monailabel_app.studies import Study, all_names, check_distinct, find_study, labelled_studies, structures
-from scripts.errors import InputError
-from scripts.reading import read_header, read_volume
+from scripts.data.reading import read_header, read_volume
+from scripts.utils.errors import InputError
 
 UPLOAD = "the uploaded image"
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Good registrations of the real pairs of docs/evaluation.md (preset fast and default) lose 28 to 85 % of the
-# dissimilarity. All other limits are the bundle's own (scripts/quality.py): its report holds the reasons.
+# dissimilarity. All other limits are the bundle's own (scripts/metrics/quality.py): its report holds the reasons.
 LEAST_GAIN = 0.1  # of the dissimilarity before
 SIMILAR_ALREADY = 0.2  # 1 - LNCC before, where little can be gained
 

@@ -22,7 +22,7 @@ import torch
 
 from monailabel_app.request_options import InferOptions
 from monailabel_app.studies import Study
-from scripts.memory import release_freed_memory
+from scripts.utils.memory import release_freed_memory
 from scripts.workflow import run_workflow
 
 # what auto, fuse and the active learning strategy compare studies with: coarse, without a network

@@ -22,7 +22,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
-from scripts.errors import describe_memory_error, find_input_error
+from scripts.utils.errors import describe_memory_error, find_input_error
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from monailabel_app.request_errors import RequestError, check_id
-from scripts.datasets import MODALITIES
-from scripts.similarity import SIMILARITIES
+from scripts.data.cases import MODALITIES
+from scripts.losses.similarity import SIMILARITIES
 
 AUTO, FUSE = "auto", "fuse"
 RESULTS = ("label", "warped", "displacement", "transform")

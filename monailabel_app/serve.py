@@ -30,8 +30,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.atomic import replacing
-from scripts.errors import InputError
+from scripts.utils.atomic import replacing
+from scripts.utils.errors import InputError
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 DCMQI = "itkimage2segimage"

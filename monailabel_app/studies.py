@@ -25,8 +25,8 @@ from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel_app.label_info import read_names, repeated_name
 from monailabel_app.label_numbers import Labelled, Names, number_of_name
 from monailabel_app.request_errors import RequestError, plain_errors
-from scripts.datasets import MODALITIES
-from scripts.reading import read_volume
+from scripts.data.cases import MODALITIES
+from scripts.data.reading import read_volume
 
 logger = logging.getLogger(__name__)
 

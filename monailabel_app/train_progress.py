@@ -21,8 +21,8 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from scripts.atomic import replacing
-from scripts.validation_metrics import is_better
+from scripts.training.validation_metrics import is_better
+from scripts.utils.atomic import replacing
 
 logger = logging.getLogger(__name__)
 

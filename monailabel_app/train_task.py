@@ -36,10 +36,10 @@ from monailabel_app.registration import release_memory
 from monailabel_app.request_errors import RequestError, check_id, plain_errors
 from monailabel_app.studies import Study, check_distinct, find_study, structures
 from monailabel_app.train_progress import SLICER, figures, progress_file, read_json
-from scripts.atomic import replacing
-from scripts.checkpoints import MODEL_FILES
-from scripts.datasets import did_you_mean
-from scripts.reading import read_volume
+from scripts.data.reading import read_volume
+from scripts.networks.checkpoints import MODEL_FILES
+from scripts.utils.atomic import replacing
+from scripts.utils.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ import numpy as np
 from monailabel.utils.sessions import Sessions
 
 from monailabel_app.request_errors import RequestError, plain_errors
-from scripts.errors import InputError
-from scripts.header import Header
-from scripts.reading import read_header, read_volume
-from scripts.validation import check_header
+from scripts.data.header import Header
+from scripts.data.header_checks import check_header
+from scripts.data.reading import read_header, read_volume
+from scripts.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 

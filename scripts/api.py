@@ -32,12 +32,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
-from .errors import InputError
-from .input_files import from_home
-from .nifti import write_nifti
-from .reading import VolumeReader, read_header
-from .transform_files import read_transform
-from .workflow import check_not_given, run_workflow
+from scripts.data.nifti_writing import write_nifti
+from scripts.data.reading import VolumeReader, read_header
+from scripts.data.transform_files import read_transform
+from scripts.utils.errors import InputError
+from scripts.utils.paths import from_home
+from scripts.workflow import check_not_given, run_workflow
 
 IMAGE_OPTIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
 Image = Any  # a path, a MetaTensor, an ITK image or a nibabel image

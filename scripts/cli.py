@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from .published_weights import PUBLISHED_FILES
+from scripts.networks.published_weights import PUBLISHED_FILES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _TEXT = re.compile(
@@ -208,29 +208,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(build_parser().parse_args(arguments))
     command = given.pop("command")
     # heavy imports only now: --help is quick
-    from .errors import describe_memory_error, find_input_error
+    from scripts.utils.errors import describe_memory_error, find_input_error
 
     try:
         if command == "report":
-            from .html_report import write_report_page
+            from scripts.cohort.page import write_report_page
 
             write_report_page(given["output_dir"])
         elif command == "download":
-            from .download import download
+            from scripts.networks.download import download
 
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             download(**given)
         elif command == "export":
-            from .exports import export
+            from scripts.networks.exports import export
 
             export(**given)
         else:
-            from .workflow import run_workflow
+            from scripts.workflow import run_workflow
 
             given.setdefault("output_dir", COMMANDS[command].output_dir)
             run_workflow(COMMANDS[command].configs, given, logging=True)
     except KeyboardInterrupt:
-        print("stopped; a cohort, an evaluation or a download goes on where it was when started again", file=sys.stderr)
+        print("stopped; a cohort or an evaluation goes on where it was when started again", file=sys.stderr)
         return 130
     except Exception as error:
         line = find_input_error(error) or describe_memory_error(error)

@@ -27,9 +27,9 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, ReferenceResolver, update_kwargs
 from monai.utils import ensure_tuple
 
-from .datasets import did_you_mean
-from .errors import InputError, report_plainly
-from .tracking import check_tracking
+from scripts.utils.errors import InputError, report_plainly
+from scripts.utils.suggestions import did_you_mean
+from scripts.utils.tracking import check_tracking
 
 # arguments of MONAI's `run` and `run_workflow` themselves, not options of ours
 COMMAND_ARGUMENTS = frozenset(

@@ -19,8 +19,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from .errors import InputError, find_input_error
-from .option_code import refuse_code
+from scripts.option_safety import refuse_code
+from scripts.utils.errors import InputError, find_input_error
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 

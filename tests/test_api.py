@@ -27,9 +27,9 @@ from monai.data import MetaTensor
 
 from scripts import cli
 from scripts.api import register
-from scripts.errors import InputError
-from scripts.reading import LoadVolumesd
-from tests.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
+from scripts.transforms.load import LoadVolumesd
+from scripts.utils.errors import InputError
+from tests.helpers.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
 
 SHEAR = torch.tensor([[1.0, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 QUICK: dict[str, Any] = {

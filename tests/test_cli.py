@@ -25,9 +25,9 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.errors import find_input_error
-from scripts.similarity import gaussian_blur
-from tests.inference import ROOT, run_inference
+from scripts.geometry.smoothing import gaussian_blur
+from scripts.utils.errors import find_input_error
+from tests.helpers.inference import ROOT, run_inference
 
 QUICK = {"field_levels": {"default": [[16, 10]]}, "network_shape": [48, 48, 48]}
 FILES = {

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigWorkflow, run
 
-from scripts.errors import InputError, find_input_error
 from scripts.options import raise_unknown
+from scripts.utils.errors import InputError, find_input_error
 
 CONFIG = """
 bundle_root: .

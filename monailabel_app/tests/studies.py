@@ -20,7 +20,7 @@ from pathlib import Path
 import itk
 import numpy as np
 
-from scripts import example_pair
+from scripts.data import example_pair
 
 REAL = Path(os.environ.get("REGISTRATION_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 BRAINS = ("1000", "1001", "1007", "1008", "1009")

@@ -41,8 +41,8 @@ from monailabel_app.tests.server import APP, ROOT, free_port, running_server
 from monailabel_app.tests.studies import Studies
 from monailabel_app.train_task import split
 from monailabel_app.uploads import refuse_foreign_data, sweep
-from scripts.errors import InputError
-from scripts.quality import LIMITS, Limit, verdict
+from scripts.metrics.quality import LIMITS, Limit, verdict
+from scripts.utils.errors import InputError
 
 WEIGHTS = ["default", "none"]
 

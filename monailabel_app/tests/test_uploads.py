@@ -37,7 +37,7 @@ from monailabel_app.checked_endpoints import MOST_JSON, LimitBody, _json_object
 from monailabel_app.request_errors import RequestError
 from monailabel_app.tests.server import APP, free_port
 from monailabel_app.uploads import CheckedSessions, refuse_foreign_data
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 LIMIT = 2**20
 SIDE = 128  # 2 MB of uint8

@@ -29,12 +29,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scripts.architectures import create_registration_network
-from scripts.checkpoints import load_weights
-from scripts.exported_network import FORMATS, load_exported
-from scripts.exports import example_pair, export_network
-from scripts.memory import keep_freed_memory
-from scripts.network import RegistrationNetwork
+from scripts.networks.architectures import create_registration_network
+from scripts.networks.checkpoints import load_weights
+from scripts.networks.exported_network import FORMATS, load_exported
+from scripts.networks.exports import example_pair, export_network
+from scripts.networks.registration_network import RegistrationNetwork
+from scripts.utils.memory import keep_freed_memory
 
 _LARGEST_INT8 = 96  # voxels
 

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 import unigradicon
 from monai.bundle import ConfigWorkflow
 
-from scripts.transform_io import to_itk
+from scripts.data.itk_transforms import to_itk
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (175, 175, 175)

@@ -24,8 +24,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.evaluation_plots import draw_box_plots
-from scripts.evaluation_tables import markdown, read_run, summary_table, write_tables
+from scripts.evaluation.plots import draw_box_plots
+from scripts.evaluation.tables import markdown, read_run, summary_table, write_tables
 from tools.benchmarks.pairs import bundle_options, read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@
     python -m tools.benchmarks.optimization_modes FIXED MOVING [--ckpt FILE] [--shape 65] [--steps 50]
 
 Without a checkpoint the network gets random weights: its result is then a wrong start, the same for both. The objective
-is that of the network mode (scripts.losses, LNCC with sigma 5 on the network's grid, one fixed noise) for both.
+is that of the network mode (scripts.losses.gradicon, LNCC with sigma 5 on the network's grid, one fixed noise) for
+both.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Resize, ScaleIntensityRangePercentiles
 from torch import Tensor
 
-from scripts.checkpoints import load_weights
-from scripts.coordinates import Transform, from_ddf
-from scripts.inferers import RegistrationInferer
-from scripts.losses import GradICONLoss
-from scripts.network import RegistrationNetwork
-from scripts.similarity import LNCC
+from scripts.geometry.coordinates import Transform, from_ddf
+from scripts.inferers.registration_inferer import RegistrationInferer
+from scripts.losses.gradicon import GradICONLoss
+from scripts.losses.similarity import LNCC
+from scripts.networks.checkpoints import load_weights
+from scripts.networks.registration_network import RegistrationNetwork
 
 # efforts of the field mode, least first
 LADDER = {"16^3": [[16, 30]], "32^3": [[32, 40]], "32^3 and 64^3": [[32, 60], [64, 60]]}

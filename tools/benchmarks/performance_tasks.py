@@ -44,7 +44,7 @@ def measure(task: str, variant: str, size: int, device: str, precision: str) -> 
     work = make(task, pair, variant, precision == "bf16")
     kept: Any = nullcontext()
     if variant != REFERENCE and task != "register":  # which does it itself
-        from scripts.memory import keep_freed_memory
+        from scripts.utils.memory import keep_freed_memory
 
         kept = keep_freed_memory()
     found = {}
@@ -101,14 +101,16 @@ def _reference(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Wo
 
 
 def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
-    from scripts.inferers import RegistrationInferer
-    from scripts.losses import GradICONLoss
-    from scripts.network import RegistrationNetwork, transform_on_grid
-    from scripts.pair_network import PairNetwork
-    from scripts.recomputing import choose_recomputing
-    from scripts.similarity import create_similarity
-    from scripts.training import PairInferer, total_loss
-    from scripts.transform_io import GridTransform, to_itk
+    from scripts.data.itk_transforms import to_itk
+    from scripts.geometry.composition import transform_on_grid
+    from scripts.geometry.grid_transform import GridTransform
+    from scripts.inferers.registration_inferer import RegistrationInferer
+    from scripts.losses.gradicon import GradICONLoss
+    from scripts.losses.similarity import create_similarity
+    from scripts.networks.activation_checkpointing import choose_recomputing
+    from scripts.networks.registration_network import RegistrationNetwork
+    from scripts.training.pair_network import PairNetwork
+    from scripts.training.prepare_batch import PairInferer, total_loss
 
     lncc = create_similarity("lncc")
     if task == "lncc":
@@ -139,7 +141,7 @@ def _here(task: str, pair: Sequence[Tensor], variant: str, amp: bool) -> Work:
         return lambda: _without_gradients(register)
     loss = GradICONLoss(lncc)
     if task in ("io_step", "io_50_steps"):
-        from scripts.network_optimization import optimization_step
+        from scripts.inferers.network_optimization import optimization_step
 
         recomputing = choose_recomputing(wanted, network, shape, pair[0].device)
         for unet in network.unets:

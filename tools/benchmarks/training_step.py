@@ -83,11 +83,11 @@ def measure(variant: str, size: int, device: torch.device) -> dict[str, float]:
 
 
 def _own_step(recomputing: bool, shape: tuple[int, ...], device: torch.device) -> Any:
-    from scripts.losses import GradICONLoss
-    from scripts.network import RegistrationNetwork
-    from scripts.pair_network import PairNetwork
-    from scripts.similarity import create_similarity
-    from scripts.training import PairInferer, total_loss
+    from scripts.losses.gradicon import GradICONLoss
+    from scripts.losses.similarity import create_similarity
+    from scripts.networks.registration_network import RegistrationNetwork
+    from scripts.training.pair_network import PairNetwork
+    from scripts.training.prepare_batch import PairInferer, total_loss
 
     network = PairNetwork(RegistrationNetwork(shape), activation_checkpointing=recomputing).to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-5)

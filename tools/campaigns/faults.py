@@ -33,10 +33,10 @@ import itk
 import nibabel as nib
 import torch
 from PIL import Image
-
-from tests.known_pair import ROOT, write_known_pair
 from tests.test_cohort import results, write_list
-from tests.training_run import SMALL, assert_same_state, load, synthetic_list
+
+from tests.helpers.known_pair import ROOT, write_known_pair
+from tests.helpers.training_run import SMALL, assert_same_state, load, synthetic_list
 
 QUICK = {"network_shape": [40, 40, 40], "field_levels": {"default": [[16, 10], [32, 20]]}}
 

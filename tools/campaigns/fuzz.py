@@ -43,9 +43,9 @@ MEMORY = 2 * 2**30  # that a case may take on top of the libraries
 
 def judge(case: Case, preprocessing: object, good: str, folder: Path) -> str:
     """Do with the file what a registration does up to the network; return "read", "refused" or what is wrong."""
-    from scripts.datasets import load_cases
-    from scripts.errors import InputError, find_input_error
-    from scripts.reading import LoadVolumesd
+    from scripts.data.cases import load_cases
+    from scripts.transforms.load import LoadVolumesd
+    from scripts.utils.errors import InputError, find_input_error
 
     before = snapshot(folder)
     try:

@@ -58,7 +58,7 @@ def _pixels(dataset: Dataset, stored: np.ndarray, bits: int, signed: bool, rando
 
 def _series(random: np.random.Generator, values: np.ndarray) -> tuple[list[Dataset], np.ndarray, np.ndarray]:
     """Return slices, the values they stand for, and the affine."""
-    from tests.dicom_files import base
+    from tests.helpers.dicom_files import base
 
     axes, affine = _grid(random)
     slices, expected, scaled = [], np.zeros(SHAPE), random.random() < 0.8

@@ -22,14 +22,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from scripts.checkpoint_files import read_checkpoint
-from scripts.datasets import cases_of_rows, read_datalist
-from scripts.errors import InputError
-from scripts.file_form import check_complete, check_nrrd, check_regular, is_nifti, nifti_header
-from scripts.landmarks import read_landmarks
-from scripts.nifti_reading import nifti_file_header, read_nifti
-from scripts.point_files import carry_points
-from scripts.training_lists import load_records
+from scripts.apply.point_files import carry_points
+from scripts.data.cases import cases_of_rows, read_datalist
+from scripts.data.landmarks import read_landmarks
+from scripts.data.nifti_reading import nifti_file_header, read_nifti
+from scripts.data.volume_integrity import check_complete, check_nrrd, is_nifti, nifti_header
+from scripts.networks.checkpoint_files import read_checkpoint
+from scripts.training.lists import load_records
+from scripts.utils.errors import InputError
+from scripts.utils.regular_files import check_regular
 
 
 class Target(NamedTuple):

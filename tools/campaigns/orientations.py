@@ -22,13 +22,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tests.world import ORIENTATIONS, POINTS, carry, farthest, known_images, register, store
+from tests.helpers.world import ORIENTATIONS, POINTS, carry, farthest, known_images, register, store
 
 SHORT = [[16, 10], [24, 10]]
 
 
 def deviations_mm(work: Path, side: str, **options: Any) -> list[float]:
-    """Return the deviation for each of :data:`tests.world.ORIENTATIONS`.
+    """Return the deviation for each of :data:`tests.helpers.world.ORIENTATIONS`.
 
     Args:
         work: folder for images and results.

@@ -28,9 +28,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.memory import release_freed_memory
+from scripts.utils.memory import release_freed_memory
 from scripts.workflow import run_workflow
-from tests.known_pair import write_known_pair
+from tests.helpers.known_pair import write_known_pair
 
 GROWTH = 0.02  # of memory, that is allowed from the first quarter's end to the last quarter
 SMALL = {"network_shape": [40, 40, 40], "field_levels": {"default": [[16, 3], [24, 3]]}, "device": "cpu"}

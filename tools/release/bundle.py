@@ -21,8 +21,8 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from scripts.atomic import replacing
-from scripts.published_weights import sha256_of
+from scripts.networks.published_weights import sha256_of
+from scripts.utils.atomic import replacing
 from tools.release.contents import NAME, ROOT, released_files, version_of
 
 _TIME = (2022, 5, 30, 0, 0, 0)  # of every file, as in the zoo's zip files

@@ -1,0 +1,112 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The report of one registration: what was done, with what, how well, and at what cost."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from monai.data import MetaTensor
+
+from scripts.utils.memory import peak_gpu_memory_mib, peak_memory_mib
+from scripts.utils.versions import versions
+
+INPUTS = (
+    *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_frame", "moving_frame"),
+    *("fixed_series", "moving_series", "landmark_space"),
+    *("fixed_mask", "moving_mask"),
+    *("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"),
+)
+
+
+def input_paths(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return what the case was made of: paths (of loaded volumes too) and modalities."""
+    found: dict[str, Any] = {}
+    for key in INPUTS:
+        value = data.get(key)
+        if isinstance(value, MetaTensor):
+            value = value.meta.get("filename_or_obj")
+        if isinstance(value, (str, int, os.PathLike)):
+            found[key] = value
+    return found
+
+
+def input_warnings(data: Mapping[Any, Any]) -> list[str]:
+    """Return what was said of the case's loaded images, each line once: ``warnings`` of their meta data."""
+    volumes = [data[key] for key in INPUTS if isinstance(data.get(key), MetaTensor)]
+    return list(dict.fromkeys(str(line) for volume in volumes for line in volume.meta.get("warnings") or ()))
+
+
+def without_folders(line: str) -> str:
+    """Return a line in which files are named without their folders: these may be named after patients."""
+    return re.sub(r"'[^']*[/\\]([^'/\\]+)'", r"'\1'", line)
+
+
+def file_states(inputs: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return size and time of change of each input file (of a folder: number of files, sizes together, newest time).
+
+    Args:
+        inputs: of :func:`input_paths`.
+    """
+    states = {}
+    for key, value in inputs.items():
+        path = Path(str(value))
+        with suppress(OSError):
+            if path.is_dir():
+                found = [entry.stat() for entry in path.iterdir() if entry.is_file()]
+                states[key] = [
+                    len(found),
+                    sum(s.st_size for s in found),
+                    max((s.st_mtime_ns for s in found), default=0),
+                ]
+            elif path.is_file():
+                states[key] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return states
+
+
+def build_report(
+    data: Mapping[Any, Any], settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None
+) -> dict[str, Any]:
+    """Return the report of a case that has been registered and measured.
+
+    Args:
+        data: the case; uses ``case``, the inputs, ``terms``, ``metrics``, ``written``, and ``seconds`` of the
+            registration (or ``terms``' ``seconds_registration``).
+        settings: options the registration ran with.
+        weights: ``name`` and ``sha256`` of the network's weights; empty without a network.
+        seed: of the random numbers.
+    """
+    terms = dict(data.get("terms", {}))
+    seconds = terms.pop("seconds_registration", None)
+    return {
+        "case": data.get("case"),
+        "inputs": input_paths(data),
+        "warnings": input_warnings(data),
+        "input_states": file_states(input_paths(data)),
+        "outputs": list(data.get("written", ())),
+        "similarity": {"before": terms.pop("similarity_before", None), "after": terms.pop("similarity_after", None)},
+        "terms": terms,
+        **({"prealign": data["prealign"]} if "prealign" in data else {}),
+        **data.get("metrics", {}),
+        **({"quality": data["quality"]} if "quality" in data else {}),
+        "seconds": data.get("seconds", seconds),
+        "peak_memory_mib": peak_memory_mib(),
+        "peak_gpu_memory_mib": peak_gpu_memory_mib(),
+        "weights": dict(weights),
+        "seed": seed,
+        "settings": dict(settings),
+        "versions": versions(),
+    }

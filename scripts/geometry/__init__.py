@@ -1,0 +1,16 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Points, grids and transforms: sampling, composition, the Jacobian, transforms of the world in memory, warping.
+
+Torch and numpy alone; files of transforms are read and written in ``data``. Two laws: only ``world_axes`` turns LPS
+and RAS into each other, only ``coordinates`` decides between which points of a grid values are interpolated. It
+imports ``utils``.
+"""

@@ -1,0 +1,37 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The networks and their weights.
+
+UNet, registration network, VoxelMorph; weights found, checked, loaded, fetched; exports. The objective is in
+``losses``, the use of a network for a pair in ``inferers``. It imports ``geometry`` and ``utils``.
+"""
+
+from scripts.networks.activation_checkpointing import choose_recomputing
+from scripts.networks.architectures import create_network, create_registration_network
+from scripts.networks.checkpoints import describe_weights, find_weights, load_weights, start_weights
+from scripts.networks.exported_network import load_exported
+from scripts.networks.tensorrt import compile_unets
+from scripts.networks.voxelmorph import VoxelMorphNetwork
+from scripts.networks.weights_preprocessing import choose_preprocessing
+
+__all__ = [
+    "VoxelMorphNetwork",
+    "choose_preprocessing",
+    "choose_recomputing",
+    "compile_unets",
+    "create_network",
+    "create_registration_network",
+    "describe_weights",
+    "find_weights",
+    "load_exported",
+    "load_weights",
+    "start_weights",
+]

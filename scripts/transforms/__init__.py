@@ -1,0 +1,81 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""MONAI's dictionary transforms of a case. Before the network.
+
+Load, check, intensities, masks, orientation, crop, pre-alignment; after it: transforms of the world, warped images,
+metrics, verdict, and the outputs, one class a kind of file. The computing is in ``geometry``, ``data`` and
+``metrics``; here is what is done to a case, in which order ``configs/inference.yaml`` says. It imports everything
+above it but ``networks`` and ``inferers``.
+"""
+
+from scripts.transforms.add_quality import AddQualityd
+from scripts.transforms.checks import CheckImagesd, CheckLabelsd, CheckMasksd
+from scripts.transforms.crop import CropToForegroundd
+from scripts.transforms.dicom_output import SaveDicomd, check_sources
+from scripts.transforms.intensity import ScaleByModalityd
+from scripts.transforms.labels import CopyLabelsd
+from scripts.transforms.learn2reg_field import SaveLearn2RegFieldd
+from scripts.transforms.load import LoadVolumesd
+from scripts.transforms.masks import UseMasksd
+from scripts.transforms.match_grid import MatchGridd
+from scripts.transforms.orientation import MatchOrientationd, ReverseAxesd
+from scripts.transforms.outputs import (
+    RemoveOldResultsd,
+    SaveAlld,
+    SaveConfidenced,
+    SaveDisplacementd,
+    SaveInconsistencyd,
+    SaveJacobiand,
+    SaveOverviewd,
+    SavePaged,
+    SaveReportd,
+    SaveTransformsd,
+    SaveWarpedLabeld,
+    WarpLandmarksd,
+    WarpMovingd,
+)
+from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld
+from scripts.transforms.prealign import Prealignd
+
+__all__ = [
+    "AddMetricsd",
+    "AddQualityd",
+    "AddTransformsd",
+    "AddWarpedLabeld",
+    "CheckImagesd",
+    "CheckLabelsd",
+    "CheckMasksd",
+    "CopyLabelsd",
+    "CropToForegroundd",
+    "LoadVolumesd",
+    "MatchGridd",
+    "MatchOrientationd",
+    "Prealignd",
+    "RemoveOldResultsd",
+    "ReverseAxesd",
+    "SaveAlld",
+    "SaveConfidenced",
+    "SaveDicomd",
+    "SaveDisplacementd",
+    "SaveInconsistencyd",
+    "SaveJacobiand",
+    "SaveLearn2RegFieldd",
+    "SaveOverviewd",
+    "SavePaged",
+    "SaveReportd",
+    "SaveTransformsd",
+    "SaveWarpedLabeld",
+    "ScaleByModalityd",
+    "UseMasksd",
+    "WarpLandmarksd",
+    "WarpMovingd",
+    "check_sources",
+]

@@ -1,0 +1,96 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""``report.html``, the web page of a pair, and what all pages are made with: they open from the disk.
+
+Each is one file: style, script and images are in it, and a content security policy keeps it off the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.data.report import input_warnings, without_folders
+from scripts.utils.atomic import replacing
+from scripts.utils.strict_json import strict
+from scripts.visualize.report_images import planes_of
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+PAIR_PAGE = "report.html"
+
+
+def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
+    """Write the page of a case that has been registered: images in three planes, figures, verdict.
+
+    Args:
+        data: the case after :class:`scripts.transforms.add_quality.AddQualityd`.
+        path: the file.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    quality = data.get("quality") or {}
+    planes, ranges = planes_of(data)
+    content = {
+        "case": str(data.get("case", "registration")),
+        "verdict": quality.get("verdict"),
+        "reasons": list(quality.get("reasons", ())),
+        "warnings": [without_folders(line) for line in input_warnings(data)],
+        "planes": planes,
+        **ranges,
+        "figures": _figures(data),
+        # names alone: folders may be named after patients, and pages are passed on
+        "files": [[key, Path(_file_of(data[key])).name] for key in ("fixed", "moving") if key in data],
+    }
+    write_page("pair.html", content, path)
+
+
+def _file_of(volume: Any) -> str:
+    return str(volume.meta.get("filename_or_obj", ""))
+
+
+def _figures(data: Mapping[Any, Any]) -> list[list[str]]:
+    """Return names and values for people."""
+    terms, found, quality = data.get("terms", {}), data.get("metrics", {}), data.get("quality") or {}
+    figures = []
+    if terms.get("similarity_before") is not None and terms.get("similarity_after") is not None:
+        before, after = float(terms["similarity_before"]), float(terms["similarity_after"])
+        figures.append(["Similarity loss (lower is better)", f"{before:.3f} before, {after:.3f} after"])
+    for name, word, unit, digits in (("dice", "Mean Dice", "", 3), ("tre_mm", "Mean landmark error", " mm", 2)):
+        values = [found.get(name, {}).get(when, {}).get("mean") for when in ("before", "after")]
+        if None not in values:
+            figures.append([word, f"{values[0]:.{digits}f}{unit} before, {values[1]:.{digits}f}{unit} after"])
+    rows = (
+        ("Folding", found.get("folding_percent"), "{:.3f} % of the cells"),
+        ("Forward, then inverse", found.get("inconsistency_mm"), "{:.2f} mm on average"),
+        ("Maps outside the moving image", quality.get("outside_percent"), "{:.1f} % of the fixed image"),
+        ("Bending", (quality.get("displacement_mm") or {}).get("percentile_95"), "95 % within {:.1f} mm"),
+        ("Coarse dissimilarity", quality.get("coarse_dissimilarity"), "{:.4f}"),
+    )
+    return figures + [[name, text.format(value)] for name, value, text in rows if value is not None]
+
+
+def write_page(template: str, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a page from a template of :data:`TEMPLATES` and what it is to show.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    text = json.dumps(strict(content), allow_nan=False, ensure_ascii=False)
+    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")  # inside <script>
+    page = (TEMPLATES / template).read_text(encoding="utf-8")
+    page = page.replace("/*STYLE*/", (TEMPLATES / "style.css").read_text(encoding="utf-8"), 1)
+    page = page.replace("/*COMMON*/", (TEMPLATES / "common.js").read_text(encoding="utf-8"), 1)
+    with replacing(path) as temporary:
+        temporary.write_text(page.replace("/*DATA*/", text, 1), encoding="utf-8")
