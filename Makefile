@@ -26,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 # the site in output/docs; a warning, such as a dead link, is an error
 docs: $(VENV)/.installed-dev output/tutorial/tutorial.ipynb

@@ -248,8 +248,8 @@ ELSEWHERE = {
     ),
     "curl $S/train/": "monailabel_app/tests/test_server.py::test_training_can_be_stopped_and_resumed",
     "make mutants": HOURS,
-    "python -m tools.campaigns.mutants scripts.losses.gradicon.x_*": HOURS,
-    "python -m tools.campaigns.mutants --report": "reads the folder that make mutants makes",
+    ".venv/bin/mutmut run scripts.losses.gradicon.x_*": HOURS,
+    ".venv/bin/mutmut results": "reads the folder that make mutants makes",
     "make bench": HOURS,
     "python -m tools.benchmarks.performance --tasks forward register io_step training_step lncc --shapes 96 175"
     " --repeats 5": HOURS,
