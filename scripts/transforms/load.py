@@ -19,6 +19,7 @@ from typing import Any
 from monai.config import KeysCollection
 from monai.transforms import LoadImage, MapTransform
 
+from scripts.data.opened_files import opened_file
 from scripts.data.reading import VolumeReader
 from scripts.utils.errors import InputError
 
@@ -33,7 +34,8 @@ class LoadVolumesd(MapTransform):
     disk. ``.meta`` holds that type (``original_dtype``), and its header's ``xform_code`` and ``warnings``; warnings are
     logged, too.
     The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
-    ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
+    ``fixed_series`` and ``moving_series`` one DICOM series of a folder. Headers that were read when the case was
+    checked (:mod:`scripts.data.opened_files`) are not read again.
 
     Args:
         keys: case entries that are paths; entries that a case lacks are skipped.
@@ -49,7 +51,9 @@ class LoadVolumesd(MapTransform):
         for key in self.key_iterator(result):
             path, is_label = str(result[key]), str(key).endswith("label")
             frame = result.get(f"{str(key).partition('_')[0]}_frame", result.get("frame"))
-            reader = VolumeReader(frame, result.get(f"{key}_series"), is_label)
+            reader = VolumeReader(
+                frame, result.get(f"{key}_series"), is_label, opened=opened_file(result, str(key), path)
+            )
             try:
                 result[key] = self.loader(path, reader=reader)
             except InputError as error:
