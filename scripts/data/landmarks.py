@@ -196,23 +196,6 @@ def read_csv_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     return Landmarks(torch.tensor(points, dtype=torch.float64), tuple(extra))
 
 
-def read_landmark_pair(
-    fixed_path: str | os.PathLike[str],
-    moving_path: str | os.PathLike[str],
-    landmark_space: str = "LPS",
-    fixed_affine_ras: Tensor | None = None,
-    moving_affine_ras: Tensor | None = None,
-) -> tuple[Landmarks, Landmarks]:
-    """Read the same landmarks marked in both images; the affines are needed for space "voxel".
-
-    Raises:
-        InputError: as :func:`read_landmarks`, or the files differ in their number of points.
-    """
-    fixed, moving = (open_landmarks(path, landmark_space) for path in (fixed_path, moving_path))
-    check_same_points(fixed, moving)
-    return fixed.landmarks(fixed_affine_ras), moving.landmarks(moving_affine_ras)
-
-
 def check_same_points(fixed: LandmarkFile, moving: LandmarkFile) -> None:
     """Refuse the landmarks of a pair that differ in their number of points.
 

@@ -21,7 +21,7 @@ import numpy as np
 from monai.data import ITKReader
 
 from scripts.data.header import Header
-from scripts.data.image_file import ImageFile, Volume, open_image
+from scripts.data.image_file import Volume, open_image
 
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
@@ -52,7 +52,7 @@ class VolumeReader(ITKReader):
         series: UID of the DICOM series that is meant, where a folder holds several.
         is_label: keep integers exactly that float32 would round, as float64.
         dtype: numpy type of the voxels, instead.
-        opened: the file, where its header was read before.
+        volume: the file, where it was read before.
     """
 
     def __init__(
@@ -61,18 +61,16 @@ class VolumeReader(ITKReader):
         series: str | None = None,
         is_label: bool = False,
         dtype: Any = None,
-        opened: ImageFile | None = None,
+        volume: Volume | None = None,
     ) -> None:
         super().__init__()
         self.frame, self.series, self.is_label, self.dtype = frame, series, is_label, dtype
-        self.opened = opened
+        self.volume = volume
 
     def read(self, data: Any, **kwargs: Any) -> Volume:
         """Read one file or one DICOM series of a folder."""
         path = str(data[0] if isinstance(data, (tuple, list)) else data)
-        if self.opened is not None and self.opened.path == path:
-            return self.opened.read()
-        return read_volume(path, self.series)
+        return self.volume or read_volume(path, self.series)
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
         """Return the voxels (I, J, K), a copy, float32 by default, and the few header entries that are used later."""
