@@ -10,7 +10,8 @@
 # limitations under the License.
 """The list of error messages, made from the code when the site is built.
 
-Collected are the texts of all errors that a user can act on: of :class:`scripts.utils.errors.InputError`, of its subclasses
+Collected are the texts of all errors that a user can act on: of :class:`scripts.utils.errors.InputError`, of its
+subclasses
 and, in the server for MONAI Label, of ``RequestError``. In ``docs/troubleshooting.md`` the line ``<!-- errors -->``
 stands for it.
 """

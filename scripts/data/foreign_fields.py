@@ -25,8 +25,15 @@ from scripts.data.header import Header
 from scripts.data.image_file import ImageFile, open_image
 from scripts.data.itk_reading import ItkVoxels
 from scripts.data.itk_resampling import Grid, header_grid
+<<<<<<< HEAD
 from scripts.data.nifti_reading import NiftiVoxels, read_nifti
 from scripts.geometry.world_axes import LPS_RAS
+=======
+from scripts.data.nifti_reading import read_nifti
+from scripts.data.reading import read_file, read_header
+from scripts.data.volume_integrity import nifti_header
+from scripts.geometry.world_axes import SIGNS
+>>>>>>> main
 from scripts.utils.errors import InputFileError
 from scripts.utils.itk_messages import itk_reason
 
@@ -34,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 ABSOLUTE_RESIDUAL = 1 / 3  # what coordinates leave, relative to themselves, without those of their own voxels
 CHECKED_AT_MOST = 24  # voxels along each axis, to tell coordinates from displacements
-_FLIP = LPS_RAS.diagonal()[:3].numpy()  # of components: from RAS to LPS, and back
+_FLIP = SIGNS  # of components: from RAS to LPS, and back
 
 
 def read_field(path: str, moving: Grid | None = None) -> tuple[np.ndarray, Header]:

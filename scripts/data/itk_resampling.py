@@ -51,7 +51,11 @@ def read_scalars(file: str | ImageFile) -> Volume:
 
     Raises:
         InputError: more than one value a voxel, another number of axes, or see
+<<<<<<< HEAD
             :func:`scripts.data.image_file.open_image`.
+=======
+            :func:`scripts.data.reading.read_volume`.
+>>>>>>> main
     """
     opened = open_image(file) if isinstance(file, str) else file
     path, volume = opened.path, opened.read()

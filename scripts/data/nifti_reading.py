@@ -31,6 +31,7 @@ from scripts.data.itk_types import to_itk_type
 from scripts.data.nifti_geometry import nifti_geometry, time_step
 from scripts.data.nifti_writing import GzipFile
 from scripts.data.volume_integrity import check_begin, check_claim, check_nifti_numbers, voxel_file
+from scripts.geometry.world_axes import SIGNS
 from scripts.utils.errors import InputFileError
 
 _DEEPEST = 3
@@ -47,8 +48,7 @@ def nifti_file_header(path: str, raw: Any) -> Header:
     check_claim(path, shape, dtype.itemsize * (1 if dtype.names else components))
     full = (*shape, 1, 1)[:3]
     geometry = nifti_geometry(path, raw, full)
-    flip = np.diag([-1.0, -1.0, 1.0])  # RAS -> LPS
-    axes = flip @ geometry.affine[:3, :3]
+    axes = np.diag(SIGNS) @ geometry.affine[:3, :3]
     spacing, direction = np.linalg.norm(axes, axis=0), np.eye(len(shape))
     count = min(len(shape), _DEEPEST)
     direction[:count, :count] = (axes / spacing)[:count, :count]
@@ -57,7 +57,7 @@ def nifti_file_header(path: str, raw: Any) -> Header:
         shape=shape,
         spacing=(*(float(value) for value in spacing[:count]), *(time_step(raw),) * more),
         direction=direction,
-        origin=(*(float(value) for value in (flip @ geometry.affine[:3, 3])[:count]), *(0.0,) * more),
+        origin=(*(float(value) for value in (SIGNS * geometry.affine[:3, 3])[:count]), *(0.0,) * more),
         components=components,
         dtype="" if dtype.names else _scaled_type(dtype, *_scale(path, raw)).name,  # colors have no single type
         xform_code=geometry.code,

@@ -36,6 +36,7 @@ from scripts.data.header_checks import check_header
 from scripts.data.landmarks import read_landmarks
 from scripts.data.nifti_reading import NiftiVoxels, voxels_end
 from scripts.data.volume_integrity import voxel_file
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.itk_modules import load_itk_modules
 
@@ -104,7 +105,7 @@ def _look(job: tuple[Any, ...]) -> tuple[str | None, str]:
             if isinstance(opened.voxels, NiftiVoxels):
                 check_length(opened.voxels)
             # from LPS to the RAS that the letters stand for
-            orientation = "".join(aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ _square(opened.header.direction)))
+            orientation = "".join(aff2axcodes(LPS_RAS.numpy() @ _square(opened.header.direction)))
     except (InputError, OSError, UnicodeDecodeError) as error:
         return str(error), orientation
     return None, orientation

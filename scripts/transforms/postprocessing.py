@@ -10,8 +10,8 @@
 # limitations under the License.
 """What follows the network: the case's transforms of the world, its warped label, and its metrics.
 
-Each takes the case (see :func:`scripts.data.cases.load_cases`) with the volumes of the preprocessing and the result of the inferer.
-:mod:`scripts.transforms.outputs` writes the files.
+Each takes the case (see :func:`scripts.data.cases.load_cases`) with the volumes of the preprocessing and the result
+of the inferer. :mod:`scripts.transforms.outputs` writes the files.
 """
 
 from __future__ import annotations

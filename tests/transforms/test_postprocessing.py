@@ -27,7 +27,6 @@ from monai.data import MetaTensor
 from scripts.data.landmarks import read_landmarks
 from scripts.geometry.coordinates import identity_grid
 from scripts.geometry.warping import warp_image
-from scripts.utils.tensors import plain
 from scripts.metrics import registration_metrics as metrics
 from scripts.metrics.surface_distances import surface_distances_mm
 from scripts.transforms import postprocessing
@@ -45,6 +44,7 @@ from scripts.transforms.outputs import (
 )
 from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
 from tests.helpers.chain import chain, write
 from tests.helpers.registered import FIXED_SHAPE, MOVING, registered_case
 
