@@ -229,7 +229,7 @@ class CheckedSessions(Sessions):
                 raise RequestError("uncompress: archives are not unpacked; send the files of the series one by one")
             if path.is_dir():
                 with plain_errors({f"'{data_file}'": "the upload", data_file: "the upload"}):
-                    header = check_header("session", data_file)
+                    header = check_header("session", data_file).header
                 if int(np.prod(header.shape, dtype=object)) * _voxel_bytes(header) > self.max_bytes:
                     raise too_large("session", self.max_bytes)
             else:

@@ -259,7 +259,8 @@ def test_warped_landmarks_of_files_in_several_spaces_are_written_in_the_option_s
 
 
 def test_a_registration_and_a_training_list_take_slicer_files(tmp_path: Path) -> None:
-    pair = [read_landmarks(write(tmp_path, fcsv("0"), "f.fcsv")), read_landmarks(write(tmp_path, markups("RAS"), "m.mrk.json"))]
+    files = write(tmp_path, fcsv("0"), "f.fcsv"), write(tmp_path, markups("RAS"), "m.mrk.json")
+    pair = [read_landmarks(file) for file in files]
     torch.testing.assert_close(pair[0].points_ras_mm, pair[1].points_ras_mm)
     record = {"landmarks": str(tmp_path / "f.fcsv"), "image": MetaTensor(torch.zeros(1, 2, 2, 2))}
     assert AddLandmarksd()(record)["landmarks"].tolist() == MARKED
