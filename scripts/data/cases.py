@@ -26,6 +26,7 @@ from typing import Any
 
 from scripts.data.csv_lists import read_csv, read_text
 from scripts.data.header_checks import check_header, check_one_volume
+from scripts.data.image_file import ImageFile
 from scripts.data.landmarks import check_same_points, check_space, open_landmarks
 from scripts.data.learn2reg import is_learn2reg, learn2reg_entries
 from scripts.data.opened_files import OPENED, Kept
@@ -162,6 +163,7 @@ def cases_of_rows(
     defaults: Mapping[str, Any],
     output_dir: Path,
     isolate: bool = False,
+    opened: Sequence[ImageFile] = (),
 ) -> list[dict[str, Any]]:
     """Return the cases of a list's rows, each with its name and folder.
 
@@ -172,10 +174,11 @@ def cases_of_rows(
         defaults: entries of rows that lack them.
         output_dir: holds the cases' folders.
         isolate: a row that can't be used becomes a case with ``error`` and no files, instead of ending the whole.
+        opened: files of the rows whose headers were read before.
     """
     cases: list[dict[str, Any]] = []
     names: dict[str, int] = {}
-    known: dict[Any, Kept] = {}
+    known: dict[Any, Kept] = {(file.path, file.series): Kept.of(file) for file in opened}
     for number, row in enumerate(rows, start=1):
         where = f"{where_from}case {number}: "
         try:

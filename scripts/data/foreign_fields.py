@@ -25,15 +25,8 @@ from scripts.data.header import Header
 from scripts.data.image_file import ImageFile, open_image
 from scripts.data.itk_reading import ItkVoxels
 from scripts.data.itk_resampling import Grid, header_grid
-<<<<<<< HEAD
 from scripts.data.nifti_reading import NiftiVoxels, read_nifti
-from scripts.geometry.world_axes import LPS_RAS
-=======
-from scripts.data.nifti_reading import read_nifti
-from scripts.data.reading import read_file, read_header
-from scripts.data.volume_integrity import nifti_header
 from scripts.geometry.world_axes import SIGNS
->>>>>>> main
 from scripts.utils.errors import InputFileError
 from scripts.utils.itk_messages import itk_reason
 

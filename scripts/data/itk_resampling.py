@@ -46,16 +46,16 @@ class Grid(NamedTuple):
 def read_scalars(file: str | ImageFile) -> Volume:
     """Read an image file, 3-D or 4-D, or the DICOM series of a folder, as an ITK image with its header.
 
-    Args:
-        file: path, or the file that was opened.
+        Args:
+            file: path, or the file that was opened.
 
-    Raises:
-        InputError: more than one value a voxel, another number of axes, or see
-<<<<<<< HEAD
-            :func:`scripts.data.image_file.open_image`.
-=======
-            :func:`scripts.data.reading.read_volume`.
->>>>>>> main
+        Raises:
+            InputError: more than one value a voxel, another number of axes, or see
+    <<<<<<< HEAD
+                :func:`scripts.data.image_file.open_image`.
+    =======
+                :func:`scripts.data.reading.read_volume`.
+    >>>>>>> main
     """
     opened = open_image(file) if isinstance(file, str) else file
     path, volume = opened.path, opened.read()

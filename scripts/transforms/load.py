@@ -60,7 +60,9 @@ class LoadVolumesd(MapTransform):
                     volumes[path, series] = (opened_file(result, str(key), path) or open_image(path, series)).read()
                 is_label = str(key).endswith("label")
                 # no name for the reader: it would hold the file's voxels while those of the next file are read
-                result[key] = self.loader(path, reader=VolumeReader(frame, series, is_label, volume=volumes[path, series]))
+                result[key] = self.loader(
+                    path, reader=VolumeReader(frame, series, is_label, volume=volumes[path, series])
+                )
             except InputError as error:
                 raise type(error)(f"{key}: {error}") from error
             for line in result[key].meta["warnings"]:

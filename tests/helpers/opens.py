@@ -36,7 +36,9 @@ def counted_opens(paths: Sequence[str | Path]) -> Iterator[Counter[str]]:
         raise OSError(ctypes.get_errno(), "inotify_init1")
     counts: Counter[str] = Counter()
     try:
-        files = [str(one) for path in paths for one in ([path] if Path(path).is_file() else sorted(Path(path).iterdir()))]
+        files = [
+            str(one) for path in paths for one in ([path] if Path(path).is_file() else sorted(Path(path).iterdir()))
+        ]
         names = {libc.inotify_add_watch(watcher, os.fsencode(file), _IN_OPEN): file for file in files}
         counts.update(dict.fromkeys(files, 0))
         yield counts
