@@ -27,6 +27,7 @@ import numpy as np
 from scripts.apply.point_files import carrier, carry_points, check_world
 from scripts.data.field_formats import FSL_NAME, WRITERS, check_format, convert_field
 from scripts.data.header import Header
+from scripts.data.image_file import ImageFile, open_image
 from scripts.data.itk_resampling import (
     INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
@@ -39,7 +40,6 @@ from scripts.data.itk_resampling import (
 )
 from scripts.data.itk_transforms import write_itk
 from scripts.data.nifti_writing import write_nifti
-from scripts.data.image_file import ImageFile, open_image
 from scripts.data.transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 from scripts.geometry.warping import NIFTI_TYPES, cast
 from scripts.transforms.checks import EXACT
