@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.cases import cases_of_rows, read_datalist
-from scripts.data.reading import read_header
+from scripts.data.image_file import ImageFile, open_image
 from scripts.utils.errors import InputError
 from scripts.utils.paths import IMAGE_SUFFIXES, absolute, check_output_dir, existing_path, is_absent, stem
 
@@ -77,14 +77,16 @@ def load_cohort(
         raise InputError(f"--images belongs to --template; leave it out beside --{given[0]}")
     folder = check_output_dir(output_dir)
     known = {key: value for key, value in defaults.items() if not is_absent(value)}
+    opened: list[ImageFile] = []
     if given == ["datalist"]:
         path = existing_path("datalist", datalist, Path())
         rows, base = read_datalist(path, split), Path(path).resolve().parent
     elif given == ["series"]:
-        rows, base = _frames(existing_path("series", series, Path()), series_reference), Path()
+        opened = [open_image(existing_path("series", series, Path()))]
+        rows, base = _frames(opened[0], series_reference), Path()
     else:
         rows, base = _one_to_many(template, images), Path()
-    cases = cases_of_rows(rows, "", base, known, folder, isolate=True)
+    cases = cases_of_rows(rows, "", base, known, folder, isolate=True, opened=opened)
     for case in cases if save_dicom else ():
         if "error" not in case and not Path(case["moving"]).is_dir():
             case["error"] = f"save_dicom: moving '{case['moving']}' is not a folder with a DICOM series"
@@ -121,8 +123,8 @@ def _names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _frames(path: str, reference: int) -> list[Case]:
-    shape = read_header(path).shape
+def _frames(opened: ImageFile, reference: int) -> list[Case]:
+    path, shape = opened.path, opened.header.shape
     if len(shape) != 4:
         raise InputError(f"series: '{path}' is {len(shape)}-D; give a 4-D file, or a --datalist of its frames")
     if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < shape[3]:

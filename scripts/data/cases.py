@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scripts.data.csv_lists import read_csv, read_text
-from scripts.data.header_checks import check_header
-from scripts.data.landmarks import check_space, read_landmark_pair, read_landmarks
+from scripts.data.header_checks import check_header, check_one_volume
+from scripts.data.image_file import ImageFile
+from scripts.data.landmarks import check_same_points, check_space, open_landmarks
 from scripts.data.learn2reg import is_learn2reg, learn2reg_entries
+from scripts.data.opened_files import OPENED, Kept
 from scripts.utils.errors import InputError
 from scripts.utils.paths import check_output_dir, existing_path, is_absent, stem
 from scripts.utils.suggestions import did_you_mean
@@ -75,7 +75,8 @@ def load_cases(
     """Return the cases to register, all checked as far as that is cheap.
 
     A case holds ``case``, ``case_dir``, ``fixed``, ``moving``, the two modalities ("ct" or "mr"), and those of
-    ``frame``, masks, labels and landmarks that were given; ``landmark_space`` where it is not LPS.
+    ``frame``, masks, labels and landmarks that were given; ``landmark_space`` where it is not LPS. ``opened`` holds
+    what was read of the files (:mod:`scripts.data.opened_files`).
 
     Args:
         fixed: image to align to: a file, or a folder with one DICOM series.
@@ -132,8 +133,9 @@ def load_cases(
         cases[0].update(case=_default_name(cases[0]), case_dir=str(folder))
     else:
         cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder, split)
+    known: dict[Any, Kept] = {}
     for case in cases:
-        _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ")
+        case[OPENED] = _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ", known)
     return cases
 
 
@@ -161,6 +163,7 @@ def cases_of_rows(
     defaults: Mapping[str, Any],
     output_dir: Path,
     isolate: bool = False,
+    opened: Sequence[ImageFile] = (),
 ) -> list[dict[str, Any]]:
     """Return the cases of a list's rows, each with its name and folder.
 
@@ -171,9 +174,11 @@ def cases_of_rows(
         defaults: entries of rows that lack them.
         output_dir: holds the cases' folders.
         isolate: a row that can't be used becomes a case with ``error`` and no files, instead of ending the whole.
+        opened: files of the rows whose headers were read before.
     """
     cases: list[dict[str, Any]] = []
     names: dict[str, int] = {}
+    known: dict[Any, Kept] = {(file.path, file.series): Kept.of(file) for file in opened}
     for number, row in enumerate(rows, start=1):
         where = f"{where_from}case {number}: "
         try:
@@ -196,7 +201,7 @@ def cases_of_rows(
         case.update(case=name, case_dir=str(output_dir / name))
         if isolate and "error" not in case:
             try:
-                _check_case(case, "")
+                case[OPENED] = _check_case(case, "", known)
             except InputError as error:
                 case["error"] = str(error)
         cases.append(case)
@@ -272,17 +277,31 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
     return case
 
 
-def _check_case(case: Mapping[str, Any], where: str) -> None:
+def _check_case(case: Mapping[str, Any], where: str, known: dict[Any, Kept]) -> dict[str, Kept]:
+    """Check the files of a case and return them, opened, by their keys.
+
+    Args:
+        case: one of a list.
+        where: begins messages.
+        known: files that were opened for other cases of the list; gets those of this one.
+
+    Raises:
+        InputError: a file can't be used.
+    """
+    opened: dict[str, Kept] = {}
     for key in (*IMAGES, *REGIONS):
-        if key in case:
-            check_header(where + key, case[key], frame_of(case, key), case.get(f"{key}_series"))
-    space, any_affine = case.get("landmark_space", "LPS"), torch.eye(4)
-    if all(key in case for key in LANDMARKS):
-        read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"], space, any_affine, any_affine)
-    else:
-        for key in LANDMARKS:
-            if key in case:
-                read_landmarks(case[key], space, any_affine)
+        if key not in case:
+            continue
+        path, frame, series = case[key], frame_of(case, key), case.get(f"{key}_series")
+        if (path, series) in known:
+            check_one_volume(where + key, path, known[path, series].restore().header, frame)
+        else:
+            known[path, series] = Kept.of(check_header(where + key, path, frame, series))
+        opened[key] = known[path, series]
+    marks = {key: open_landmarks(case[key], case.get("landmark_space", "LPS")) for key in LANDMARKS if key in case}
+    if len(marks) == len(LANDMARKS):
+        check_same_points(*(marks[key] for key in LANDMARKS))
+    opened |= {key: Kept.of(file) for key, file in marks.items()}
     case_dir = Path(case["case_dir"])
     if case_dir.exists() and not case_dir.is_dir():
         raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")
@@ -290,6 +309,7 @@ def _check_case(case: Mapping[str, Any], where: str) -> None:
         path = Path(case[key]).resolve() if key in case else None
         if path and path.name in OUTPUT_NAMES and path.parent == case_dir.resolve():
             raise InputError(f"{where}{key} '{case[key]}' would be overwritten by the result; give another output_dir")
+    return opened
 
 
 def _frame(key: str, value: Any, where: str) -> int:

@@ -27,8 +27,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from scripts.data.dicom_series import choose_series
+from scripts.data.dicom_series import Series, SeriesVoxels, choose_series
 from scripts.data.itk_images import lps_geometry
+from scripts.data.opened_files import opened_file
 from scripts.transforms.outputs import Output
 from scripts.transforms.postprocessing import warp_onto_fixed
 from scripts.utils.atomic import unwritable
@@ -62,11 +63,11 @@ class SaveDicomd(Output):
             InputError: the moving image is not a DICOM series, or the folder can't be written.
         """
         source = str(data["moving"].meta.get("filename_or_obj", ""))
-        check_source(source, data.get("moving_series"))
+        series = _moving_series(data, source)
         warped = warp_onto_fixed(data, "moving", data["displacement_mm"], "float32")
         fixed = str(data["fixed"].meta.get("filename_or_obj", ""))
-        frame = _frame_of_reference(fixed, data.get("fixed_series")) if Path(fixed).is_dir() else None
-        slices = dicom_slices(warped, plain(data["fixed"].affine).numpy(), source, data.get("moving_series"), frame)
+        frame = _frame_of_reference(_series(data, "fixed", fixed)) if Path(fixed).is_dir() else None
+        slices = dicom_slices(warped, plain(data["fixed"].affine).numpy(), series, frame)
         target, temporary = folder / FOLDER, folder / f".{os.getpid()}.{FOLDER}"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -82,32 +83,44 @@ class SaveDicomd(Output):
         return (FOLDER,)
 
 
-def check_source(moving: str, uid: str | None = None) -> None:
-    """Refuse to make DICOM of an image that is no series of single slices: patient, study or tags would be invented."""
+def _moving_series(case: Mapping[Any, Any], moving: str) -> Series:
+    """Return the series whose tags the result gets.
+
+    Raises:
+        InputError: it is no series of single slices: patient, study or tags would be invented.
+    """
     if not Path(moving).is_dir():
         raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
-    slices = choose_series(moving, uid).slices
-    if len({one.path for one in slices}) < len(slices):
+    series = _series(case, "moving", moving)
+    if len({one.path for one in series.slices}) < len(series.slices):
         raise InputError(
             f"save_dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
             " save_dicom out"
         )
+    return series
+
+
+def _series(case: Mapping[Any, Any], key: str, folder: str) -> Series:
+    """Return the series of a case entry, in the order that its headers gave when the case was checked, if it was."""
+    opened = opened_file(case, key, folder)
+    if opened is not None and isinstance(opened.voxels, SeriesVoxels):
+        return opened.voxels.series
+    return choose_series(folder, case.get(f"{key}_series"))
 
 
 def check_sources(cases: Sequence[Mapping[str, Any]], enabled: bool) -> None:
     """Check all cases before any work."""
     for case in cases if enabled else ():
-        check_source(str(case["moving"]), case.get("moving_series"))
+        _moving_series(case, str(case["moving"]))
 
 
-def _frame_of_reference(folder: str, uid: str | None) -> str | None:
-    first = choose_series(folder, uid).slices[0].path
-    value = pydicom.dcmread(first, stop_before_pixels=True).get("FrameOfReferenceUID")
+def _frame_of_reference(series: Series) -> str | None:
+    value = pydicom.dcmread(series.slices[0].path, stop_before_pixels=True).get("FrameOfReferenceUID")
     return None if value is None else str(value)
 
 
 def dicom_slices(
-    values: np.ndarray, affine_ras: np.ndarray, source: str, uid: str | None, frame_of_reference: str | None
+    values: np.ndarray, affine_ras: np.ndarray, series: Series, frame_of_reference: str | None
 ) -> list[Dataset]:
     """Return the datasets of a derived series.
 
@@ -116,11 +129,9 @@ def dicom_slices(
     Args:
         values: (I, J, K) on the fixed grid.
         affine_ras: (4, 4) of that grid.
-        source: folder of the moving series.
-        uid: which series of the folder.
+        series: the moving series.
         frame_of_reference: of the fixed series; None makes a new one.
     """
-    series = choose_series(source, uid)
     headers = [pydicom.dcmread(one.path, stop_before_pixels=True) for one in series.slices]
     pixels = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
     key = [series.uid, frame_of_reference or "", str(affine_ras.tolist()), pixels, versions()["bundle"]]

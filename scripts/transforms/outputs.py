@@ -26,7 +26,7 @@ from monai.transforms import Transform
 
 from scripts.data.cases import OUTPUT_NAMES
 from scripts.data.itk_transforms import write_displacement_field, write_itk_transform
-from scripts.data.landmarks import check_space, read_landmarks, write_warped_landmarks
+from scripts.data.landmarks import case_landmarks, check_space, write_warped_landmarks
 from scripts.data.nifti_writing import write_nifti
 from scripts.data.report import build_report
 from scripts.geometry.warping import on_grid
@@ -169,7 +169,7 @@ class WarpLandmarksd(Output):
         space = data.get("landmark_space", self.landmark_space)
         carriers = {"fixed": data["forward_transform"], "moving": data.get("inverse_transform")}
         groups = [
-            (image, read_landmarks(data[f"{image}_landmarks"], space, data[image].affine), transform)
+            (image, case_landmarks(data, f"{image}_landmarks", space).landmarks(data[image].affine), transform)
             for image, transform in carriers.items()
             if f"{image}_landmarks" in data and transform is not None
         ]

@@ -24,7 +24,7 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from scripts.data.landmarks import check_space, read_landmark_pair
+from scripts.data.landmarks import case_landmarks, check_same_points, check_space
 from scripts.data.modality import outside_value
 from scripts.geometry.extension import extend
 from scripts.geometry.grid_transform import GridTransform, displacement_field
@@ -121,12 +121,11 @@ class AddMetricsd(Transform):
         return scores
 
     def _tre(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
-        fixed, moving = read_landmark_pair(
-            data["fixed_landmarks"],
-            data["moving_landmarks"],
-            data.get("landmark_space", self.landmark_space),
-            plain(data["fixed"].affine),
-            plain(data["moving"].affine),
+        space = data.get("landmark_space", self.landmark_space)
+        files = [case_landmarks(data, f"{image}_landmarks", space) for image in ("fixed", "moving")]
+        check_same_points(*files)
+        fixed, moving = (
+            file.landmarks(plain(data[image].affine)) for file, image in zip(files, ("fixed", "moving"), strict=True)
         )
         forward = data["forward_transform"]
         errors: dict[str, Any] = {}
