@@ -10,7 +10,7 @@
 # limitations under the License.
 """Run the tests with other Pythons and other versions of the packages: ``make matrix``, docs/compatibility.md.
 
-nox --noxfile tools/noxfile.py --session "tests-3.12(oldest)" -- tests/test_bundle.py
+nox --noxfile tools/noxfile.py --session "tests-3.12(oldest)" -- tests/whole/test_bundle.py
 nox --noxfile tools/noxfile.py --session resolve     # are there wheels; installs nothing
 """
 

@@ -71,7 +71,7 @@ def topics() -> list[Topic]:
     """Return the messages of all modules that have some."""
     found = []
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             messages = messages_of(tree)
             if messages:
