@@ -194,8 +194,8 @@ ELSEWHERE = {
     "make huggingface": "tests/tools/test_release.py::test_the_hub_s_folder_has_its_card_whose_links_lead_somewhere",
     "make tag": "tests/tools/test_release.py::test_a_tag_carries_the_line_of_the_changelog",
     "make matrix": HOURS,
-    ".ci/matrix --only 3.11-oldest 3.13-newest": HOURS,
-    ".ci/matrix --resolve": "tests/tools/test_matrix.py::test_the_status_and_the_table_tell_what_failed",
+    ".venv/bin/nox --noxfile tools/noxfile.py --session tests-3.12(oldest)": HOURS,
+    ".venv/bin/nox --noxfile tools/noxfile.py --session resolve": HOURS,
     "antsApplyTransforms -d 3 -i moving.nii.gz -r fixed.nii.gz -t displacement.nii.gz -o warped.nii.gz": PROGRAM,
     "antsApplyTransforms -d 3 -i label.nii.gz -r fixed.nii.gz -t displacement.nii.gz -n NearestNeighbor"
     " -o warped_label.nii.gz": PROGRAM,
