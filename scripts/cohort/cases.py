@@ -22,7 +22,7 @@ from typing import Any
 
 from scripts.data.case import CaseFiles
 from scripts.data.cases import cases_of_rows, read_datalist
-from scripts.data.reading import read_header
+from scripts.data.image_file import ImageFile, open_image
 from scripts.transforms.outputs.save import check_outputs_of_case, switched_on
 from scripts.utils.errors import InputError
 from scripts.utils.paths import IMAGE_SUFFIXES, absolute, check_output_dir, existing_path, is_absent, stem
@@ -78,14 +78,16 @@ def load_cohort(
         raise InputError(f"--images belongs to --template; leave it out beside --{given[0]}")
     folder = check_output_dir(output_dir)
     known = {key: value for key, value in defaults.items() if not is_absent(value)}
+    opened: list[ImageFile] = []
     if given == ["datalist"]:
         path = existing_path("datalist", datalist, Path())
         rows, base = read_datalist(path, split), Path(path).resolve().parent
     elif given == ["series"]:
-        rows, base = _frames(existing_path("series", series, Path()), series_reference), Path()
+        opened = [open_image(existing_path("series", series, Path()))]
+        rows, base = _frames(opened[0], series_reference), Path()
     else:
         rows, base = _one_to_many(template, images), Path()
-    cases = cases_of_rows(rows, "", base, known, folder, isolate=True)
+    cases = cases_of_rows(rows, "", base, known, folder, isolate=True, opened=opened)
     outputs = switched_on(save or {})
     for case in cases:
         if "error" not in case:
@@ -127,9 +129,9 @@ def _names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _frames(path: str, reference: int) -> list[dict[str, Any]]:
+def _frames(opened: ImageFile, reference: int) -> list[dict[str, Any]]:
     """Return the rows of a 4-D file."""
-    shape = read_header(path).shape
+    path, shape = opened.path, opened.header.shape
     if len(shape) != 4:
         raise InputError(f"series: '{path}' is {len(shape)}-D; give a 4-D file, or a --datalist of its frames")
     if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < shape[3]:

@@ -24,6 +24,7 @@ import numpy as np
 from monai.data import MetaTensor
 from torch import Tensor
 
+from scripts.data.opened_files import Kept
 from scripts.geometry.grid_transform import GridTransform
 from scripts.geometry.image_pair import Registration
 
@@ -32,6 +33,7 @@ Side = Literal["fixed", "moving"]
 SIDES: tuple[Side, ...] = ("fixed", "moving")
 RegionKey = Literal["fixed_mask", "moving_mask", "fixed_label", "moving_label"]
 LandmarkKey = Literal["fixed_landmarks", "moving_landmarks"]
+LANDMARKS: tuple[LandmarkKey, ...] = ("fixed_landmarks", "moving_landmarks")
 PathKey = Literal[Side, RegionKey, LandmarkKey]
 ModalityKey = Literal["fixed_modality", "moving_modality"]
 SeriesKey = Literal["fixed_series", "moving_series"]
@@ -91,6 +93,8 @@ class _Pair(TypedDict, total=False):
     fixed_landmarks: str
     """Path of a file of points."""
     moving_landmarks: str
+    opened: dict[str, Kept]
+    """Files whose headers were read when the case was checked, by their keys."""
     landmark_space: str
     """RAS or VOXEL: the coordinates in landmark files that do not state them; LPS if absent."""
 
@@ -149,3 +153,14 @@ class Case(_Pair, total=False):
     """Names of the files in ``case_dir``."""
     report: dict[str, Any]
     """Content of report.json."""
+
+
+def frame_of(case: CaseFiles | Case, key: Side | RegionKey) -> int | None:
+    """Return the frame to take of the file of a case entry, of a 4-D file."""
+    own = case.get("fixed_frame") if key.startswith("fixed") else case.get("moving_frame")
+    return case.get("frame") if own is None else own
+
+
+def series_of(case: CaseFiles | Case, key: Side | RegionKey) -> str | None:
+    """Return the UID of the DICOM series to take of an image's folder; masks and labels have none."""
+    return case.get("fixed_series") if key == "fixed" else case.get("moving_series") if key == "moving" else None

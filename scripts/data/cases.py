@@ -24,24 +24,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from scripts.data.case import (
+    LANDMARKS,
     SIDES,
     CaseFiles,
     FrameKey,
-    LandmarkKey,
     Modality,
     ModalityKey,
     PathKey,
     RegionKey,
     SeriesKey,
-    Side,
+    frame_of,
+    series_of,
 )
 from scripts.data.csv_lists import read_csv, read_text
-from scripts.data.header_checks import check_header
-from scripts.data.landmarks import check_space, read_landmark_pair, read_landmarks
+from scripts.data.header_checks import check_header, check_one_volume
+from scripts.data.image_file import ImageFile
+from scripts.data.landmarks import check_same_points, check_space, open_landmarks
 from scripts.data.learn2reg import is_learn2reg, learn2reg_entries
+from scripts.data.opened_files import OPENED, Kept
 from scripts.utils.errors import InputError
 from scripts.utils.paths import check_output_dir, existing_path, is_absent, stem
 from scripts.utils.suggestions import did_you_mean
@@ -49,7 +50,6 @@ from scripts.utils.suggestions import did_you_mean
 MODALITIES: dict[str, Modality] = {"ct": "ct", "mr": "mr", "mri": "mr"}
 MODALITY_KEYS: tuple[ModalityKey, ...] = ("fixed_modality", "moving_modality")
 REGIONS: tuple[RegionKey, ...] = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
-LANDMARKS: tuple[LandmarkKey, ...] = ("fixed_landmarks", "moving_landmarks")
 PATHS: tuple[PathKey, ...] = (*SIDES, *REGIONS, *LANDMARKS)
 SERIES: tuple[SeriesKey, ...] = ("fixed_series", "moving_series")  # UID of a DICOM series
 FRAMES: tuple[FrameKey, ...] = ("frame", "fixed_frame", "moving_frame")  # of one image where they differ
@@ -134,8 +134,9 @@ def load_cases(
         cases[0] |= {"case": _default_name(cases[0]), "case_dir": str(folder)}
     else:
         cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder, split)
+    known: dict[Any, Kept] = {}
     for case in cases:
-        _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ")
+        case[OPENED] = _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ", known)
     return cases
 
 
@@ -143,17 +144,6 @@ def require_cases(cases: Sequence[CaseFiles]) -> None:
     """Refuse to run without a case; for workflows whose cases are loaded with ``required=False``."""
     if not cases:
         load_cases(required=True)
-
-
-def frame_of(case: CaseFiles, key: Side | RegionKey) -> int | None:
-    """Return the frame to take of the file of a case entry, of a 4-D file."""
-    own = case.get("fixed_frame") if key.startswith("fixed") else case.get("moving_frame")
-    return case.get("frame") if own is None else own
-
-
-def series_of(case: CaseFiles, key: Side | RegionKey) -> str | None:
-    """Return the UID of the DICOM series to take of an image's folder; masks and labels have none."""
-    return case.get("fixed_series") if key == "fixed" else case.get("moving_series") if key == "moving" else None
 
 
 def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path, split: str) -> list[CaseFiles]:
@@ -168,6 +158,7 @@ def cases_of_rows(
     defaults: Mapping[str, Any],
     output_dir: Path,
     isolate: bool = False,
+    opened: Sequence[ImageFile] = (),
 ) -> list[CaseFiles]:
     """Return the cases of a list's rows, each with its name and folder.
 
@@ -178,9 +169,11 @@ def cases_of_rows(
         defaults: entries of rows that lack them.
         output_dir: holds the cases' folders.
         isolate: a row that can't be used becomes a case with ``error`` and no files, instead of ending the whole.
+        opened: files of the rows whose headers were read before.
     """
     cases: list[CaseFiles] = []
     names: dict[str, int] = {}
+    known: dict[Any, Kept] = {(file.path, file.series): Kept.of(file) for file in opened}
     for number, row in enumerate(rows, start=1):
         where = f"{where_from}case {number}: "
         try:
@@ -203,7 +196,7 @@ def cases_of_rows(
         case |= {"case": name, "case_dir": str(output_dir / name)}
         if isolate and "error" not in case:
             try:
-                _check_case(case, "")
+                case[OPENED] = _check_case(case, "", known)
             except InputError as error:
                 case["error"] = str(error)
         cases.append(case)
@@ -279,20 +272,36 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> CaseFiles:
     return case
 
 
-def _check_case(case: CaseFiles, where: str) -> None:
+def _check_case(case: CaseFiles, where: str, known: dict[Any, Kept]) -> dict[str, Kept]:
+    """Check the files of a case and return them, opened, by their keys.
+
+    Args:
+        case: one of a list.
+        where: begins messages.
+        known: files that were opened for other cases of the list; gets those of this one.
+
+    Raises:
+        InputError: a file can't be used.
+    """
+    opened: dict[str, Kept] = {}
     for key in (*SIDES, *REGIONS):
-        if key in case:
-            check_header(where + key, case[key], frame_of(case, key), series_of(case, key))
-    space, any_affine = case.get("landmark_space", "LPS"), torch.eye(4)
-    if all(key in case for key in LANDMARKS):
-        read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"], space, any_affine, any_affine)
-    else:
-        for landmarks in LANDMARKS:
-            if landmarks in case:
-                read_landmarks(case[landmarks], space, any_affine)
+        if key not in case:
+            continue
+        path, frame, series = case[key], frame_of(case, key), series_of(case, key)
+        if (path, series) in known:
+            check_one_volume(where + key, path, known[path, series].restore().header, frame)
+        else:
+            known[path, series] = Kept.of(check_header(where + key, path, frame, series))
+        opened[key] = known[path, series]
+    space = case.get("landmark_space", "LPS")
+    marks = [open_landmarks(case[name], space) for name in LANDMARKS if name in case]
+    if len(marks) == len(LANDMARKS):
+        check_same_points(*marks)
+    opened |= {name: Kept.of(file) for name, file in zip((n for n in LANDMARKS if n in case), marks, strict=True)}
     case_dir = Path(case["case_dir"])
     if case_dir.exists() and not case_dir.is_dir():
         raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")
+    return opened
 
 
 def _frame(key: str, value: Any, where: str) -> int:

@@ -27,8 +27,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from scripts.data.dicom_series import choose_series
+from scripts.data.case import Case, CaseFiles, Side, series_of
+from scripts.data.dicom_series import Series, SeriesVoxels, choose_series
 from scripts.data.itk_images import lps_geometry
+from scripts.data.opened_files import opened_file
 from scripts.utils.atomic import unwritable
 from scripts.utils.errors import InputError
 from scripts.utils.versions import versions
@@ -41,28 +43,42 @@ DROPPED = (
 )
 
 
-def check_source(moving: str, uid: str | None = None) -> None:
-    """Refuse to make DICOM of an image that is no series of single slices: patient, study or tags would be invented."""
+def moving_series(case: CaseFiles | Case, moving: str) -> Series:
+    """Return the series whose tags the result gets.
+
+    Args:
+        case: may hold the series as it was opened when the case was checked.
+        moving: path of the moving image.
+
+    Raises:
+        InputError: it is no series of single slices: patient, study or tags would be invented.
+    """
     if not Path(moving).is_dir():
         raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
-    slices = choose_series(moving, uid).slices
-    if len({one.path for one in slices}) < len(slices):
+    series = case_series(case, "moving", moving)
+    if len({one.path for one in series.slices}) < len(series.slices):
         raise InputError(
             f"save_dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
             " save_dicom out"
         )
+    return series
 
 
-def frame_of_reference(folder: str, uid: str | None) -> str | None:
+def case_series(case: CaseFiles | Case, key: Side, folder: str) -> Series:
+    """Return the series of a case entry, in the order that its headers gave when the case was checked, if it was."""
+    opened = opened_file(case, key, folder)
+    if opened is not None and isinstance(opened.voxels, SeriesVoxels):
+        return opened.voxels.series
+    return choose_series(folder, series_of(case, key))
+
+
+def frame_of_reference(series: Series) -> str | None:
     """Return the UID of a series' frame of reference, if it has one."""
-    first = choose_series(folder, uid).slices[0].path
-    value = pydicom.dcmread(first, stop_before_pixels=True).get("FrameOfReferenceUID")
+    value = pydicom.dcmread(series.slices[0].path, stop_before_pixels=True).get("FrameOfReferenceUID")
     return None if value is None else str(value)
 
 
-def derived_series(
-    values: np.ndarray, affine_ras: np.ndarray, source: str, uid: str | None, frame: str | None
-) -> list[Dataset]:
+def derived_series(values: np.ndarray, affine_ras: np.ndarray, series: Series, frame: str | None) -> list[Dataset]:
     """Return the datasets of a derived series.
 
     UIDs are made from those of the sources, so that the same registration gives the same files.
@@ -70,11 +86,9 @@ def derived_series(
     Args:
         values: (I, J, K) on the fixed grid.
         affine_ras: (4, 4) of that grid.
-        source: folder of the moving series.
-        uid: which series of the folder.
+        series: the moving series.
         frame: frame of reference of the fixed series; None makes a new one.
     """
-    series = choose_series(source, uid)
     headers = [pydicom.dcmread(one.path, stop_before_pixels=True) for one in series.slices]
     pixels = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
     key = [series.uid, frame or "", str(affine_ras.tolist()), pixels, versions()["bundle"]]

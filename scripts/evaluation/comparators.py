@@ -42,7 +42,7 @@ from scripts.utils.tensors import plain
 logger = logging.getLogger(__name__)
 
 BUNDLE, IDENTITY = "bundle", "identity"
-INSTALL = "pip install --no-deps -r requirements-comparators.txt"
+INSTALL = "pip install --require-hashes --no-deps -r requirements-dev.lock"
 
 
 class Comparator(NamedTuple):
@@ -50,7 +50,6 @@ class Comparator(NamedTuple):
 
     register: Method
     package: str
-    install: str = INSTALL
 
 
 COMPARATORS = {
@@ -58,7 +57,7 @@ COMPARATORS = {
     "bspline": Comparator(elastix("affine", "bspline"), "itk-elastix"),
     "syn": Comparator(syn, "antspyx"),
     "convexadam": Comparator(convex_adam, "convexAdam"),
-    "unigradicon": Comparator(unigradicon, "unigradicon", "pip install --no-deps -r requirements-reference.txt"),
+    "unigradicon": Comparator(unigradicon, "unigradicon"),
 }
 METHODS = (BUNDLE, IDENTITY, *COMPARATORS)
 
@@ -73,18 +72,18 @@ def describe_method(method: str) -> str:
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got '{method}'")
     if method not in COMPARATORS:
         return method
-    package, install = COMPARATORS[method].package, COMPARATORS[method].install
+    package = COMPARATORS[method].package
     try:
         return f"{method} ({package} {metadata.version(package)})"
     except metadata.PackageNotFoundError:
-        raise InputError(f"method {method} needs the package {package}, which is not installed: {install}") from None
+        raise InputError(f"method {method} needs the package {package}, which is not installed: {INSTALL}") from None
 
 
 class PrepareNativePair(PreparePair):
     """Give the inferer the images on their own grids, too, as ``native``: {"moving", "fixed", "modality"}."""
 
     def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Return what :class:`scripts.inferers.registration_inferer.PreparePair` returns, and ``native`` among the extras."""
+        """Return what :class:`~scripts.inferers.registration_inferer.PreparePair` does, with ``native`` beside it."""
         image, targets, rest, extras = super().__call__(batchdata, *args, **kwargs)
         native: dict[str, Any] = {
             side: Volume(plain(batchdata[side])[0, 0].float(), plain(batchdata[side].affine).double().reshape(4, 4))
@@ -141,8 +140,9 @@ class MethodInferer(Inferer):
 
 
 class AddMethodTransformsd(Transform):
-    """Add the transforms of whatever method registered, as :class:`scripts.transforms.postprocessing.AddTransformsd` does.
+    """Add the transforms of whatever method registered.
 
+    As :class:`scripts.transforms.postprocessing.AddTransformsd` does.
     Displacements become ddfs on the images' own grids over the same start, field of view onto field of view, so that
     "before" means the same for all methods. The identity is that start.
     """

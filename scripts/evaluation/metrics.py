@@ -32,9 +32,9 @@ SMALLEST_DETERMINANT, LARGEST_DETERMINANT = 1e-9, 1e9  # of the logarithm, as Le
 class AddEvaluationMetricsd(Transform):
     """Add to ``metrics``: ``jacobian``, and ``hd95_mm`` and ``assd_mm`` before and after, if both labels are there.
 
-    Comes after :class:`scripts.transforms.postprocessing.AddMetricsd`. The Jacobian is that of the displacement on the fixed
-    image's own grid, for all methods alike: ``negative_percent`` of voxels with a determinant of 0 or less, and
-    ``sd_log``, the standard deviation of its logarithm.
+    Comes after :class:`scripts.transforms.postprocessing.AddMetricsd`. The Jacobian is that of the displacement on
+    the fixed image's own grid, for all methods alike: ``negative_percent`` of voxels with a determinant of 0 or less,
+    and ``sd_log``, the standard deviation of its logarithm.
 
     Args:
         surface_distances: False leaves HD95 and ASSD out; they take a second or two for each ten labels.

@@ -23,8 +23,8 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from scripts.data.case import Case, WorldTransforms
-from scripts.data.landmarks import read_landmark_pair
+from scripts.data.case import LANDMARKS, SIDES, Case, WorldTransforms
+from scripts.data.landmarks import case_landmarks, check_same_points
 from scripts.data.modality import outside_value
 from scripts.geometry.extension import extend
 from scripts.geometry.grid_transform import GridTransform, displacement_field
@@ -107,13 +107,10 @@ class AddMetricsd(Transform):
         return scores
 
     def _tre(self, data: Case) -> dict[str, Any]:
-        fixed, moving = read_landmark_pair(
-            data["fixed_landmarks"],
-            data["moving_landmarks"],
-            data.get("landmark_space", "LPS"),
-            plain(data["fixed"].affine),
-            plain(data["moving"].affine),
-        )
+        space = data.get("landmark_space", "LPS")
+        files = [case_landmarks(data, key, space) for key in LANDMARKS]
+        check_same_points(*files)
+        fixed, moving = (file.landmarks(plain(data[side].affine)) for file, side in zip(files, SIDES, strict=True))
         forward = data["transforms"].forward
         errors: dict[str, Any] = {}
         for when, transform in (("before", forward.without_displacement()), ("after", forward)):

@@ -26,6 +26,7 @@ from torch import Tensor
 from scripts.data.case import Case
 from scripts.geometry.grid_transform import GridTransform, displacement_field
 from scripts.geometry.warping import on_grid, warp_image
+from scripts.geometry.world_axes import SIGNS
 from scripts.metrics.registration_metrics import jacobian_determinant
 from scripts.utils.tensors import plain
 
@@ -83,7 +84,7 @@ def shown_grid(fixed: MetaTensor) -> ShownGrid:
     affine, shape = plain(fixed.affine).double().numpy(), np.array(fixed.shape[1:])
     orientation = io_orientation(affine)  # for each voxel axis: world axis and direction
     order = np.argsort(orientation[:, 0])
-    signs = orientation[order, 1] * np.array([-1, -1, 1])  # to left, posterior, superior
+    signs = orientation[order, 1] * SIGNS  # to left, posterior, superior
     size_mm = np.linalg.norm(affine[:3, :3], axis=0)[order] * shape[order]
     spacing = size_mm.max() / LONGEST
     count = np.maximum(2, np.round(size_mm / spacing)).astype(int)

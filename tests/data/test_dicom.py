@@ -219,7 +219,7 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
     assert np.mean(gap > 0) < 0.01
     np.testing.assert_allclose(again.affine, nifti.affine, atol=1e-3)
     # and by SimpleITK
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (requirements-comparators.txt)")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (make dev)")
     image = sitk.ReadImage([str(path) for path in written])
     np.testing.assert_allclose(image.GetOrigin(), FIXED["origin"], atol=1e-3)
     np.testing.assert_allclose(image.GetSpacing(), FIXED["spacing"], atol=1e-4)

@@ -123,7 +123,7 @@ def test_every_error_is_listed() -> None:
     found = {topic.module: topic for topic in error_reference.topics()}
     calls = 0
     for folder in ("scripts", "monailabel_app"):
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
             code = path.read_text(encoding="utf-8")
             for begin in re.findall(r"\b(?:Input|InputFile|Request)Error\(\s*f?\"([^\"{\\\\]{12,})", code):
                 messages = found[f"{folder}/{path.name}"].messages

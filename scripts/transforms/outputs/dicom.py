@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scripts.data.case import Case, CaseFiles
-from scripts.data.dicom_writing import check_source, derived_series, frame_of_reference, write_series
+from scripts.data.dicom_writing import case_series, derived_series, frame_of_reference, moving_series, write_series
 from scripts.transforms.outputs.base import Output
 from scripts.transforms.postprocessing import warp_onto_fixed
 from scripts.utils.tensors import plain
@@ -30,7 +30,7 @@ class SaveDicom(Output):
 
     def check(self, case: CaseFiles) -> None:
         """Refuse a moving image that is not a DICOM series of single slices."""
-        check_source(str(case["moving"]), case.get("moving_series"))
+        moving_series(case, str(case["moving"]))
 
     def write(self, data: Case, folder: Path) -> Iterable[str]:
         """Warp and write; the folder appears whole or not at all.
@@ -38,11 +38,9 @@ class SaveDicom(Output):
         Raises:
             InputError: the moving image is not a DICOM series, or the folder can't be written.
         """
-        source, uid = str(data["moving"].meta.get("filename_or_obj", "")), data.get("moving_series")
-        check_source(source, uid)
+        moving, fixed = (str(volume.meta.get("filename_or_obj", "")) for volume in (data["moving"], data["fixed"]))
+        series = moving_series(data, moving)
         warped = warp_onto_fixed(data, "moving", data["transforms"].displacement_mm, "float32")
-        fixed = str(data["fixed"].meta.get("filename_or_obj", ""))
-        frame = frame_of_reference(fixed, data.get("fixed_series")) if Path(fixed).is_dir() else None
-        slices = derived_series(warped, plain(data["fixed"].affine).numpy(), source, uid, frame)
-        write_series(slices, folder / self.files[0])
+        frame = frame_of_reference(case_series(data, "fixed", fixed)) if Path(fixed).is_dir() else None
+        write_series(derived_series(warped, plain(data["fixed"].affine).numpy(), series, frame), folder / self.files[0])
         return self.files

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scripts.data.case import Case
-from scripts.data.landmarks import read_landmarks, write_warped_landmarks
+from scripts.data.landmarks import case_landmarks, write_warped_landmarks
 from scripts.transforms.outputs.base import Output, write_on_fixed_grid
 from scripts.transforms.postprocessing import warp_onto_fixed
 
@@ -59,10 +59,10 @@ class SaveWarpedLandmarks(Output):
         space, transforms = data.get("landmark_space", "LPS"), data["transforms"]
         groups = []
         if "fixed_landmarks" in data:
-            landmarks = read_landmarks(data["fixed_landmarks"], space, data["fixed"].affine)
+            landmarks = case_landmarks(data, "fixed_landmarks", space).landmarks(data["fixed"].affine)
             groups.append(("fixed", landmarks, transforms.forward))
         if "moving_landmarks" in data and transforms.inverse is not None:
-            landmarks = read_landmarks(data["moving_landmarks"], space, data["moving"].affine)
+            landmarks = case_landmarks(data, "moving_landmarks", space).landmarks(data["moving"].affine)
             groups.append(("moving", landmarks, transforms.inverse))
         if not groups:
             return ()
