@@ -21,11 +21,11 @@ import logging
 import pickle
 import zlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 logger = logging.getLogger(__name__)
 
-OPENED = "opened"
+OPENED: Final = "opened"
 """Entry of a case: opened files by the names of the entries that hold their paths."""
 
 

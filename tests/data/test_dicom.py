@@ -240,7 +240,7 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
 
 
 def test_values_beyond_16_bits_are_scaled(tmp_path: Path) -> None:
-    from scripts.transforms.dicom_output import _stored
+    from scripts.data.dicom_writing import _stored
 
     header = Dataset()
     for low, high in ((-1024.0, 3071.0), (0.0, 1e6), (-0.5, 0.25)):

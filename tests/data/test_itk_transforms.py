@@ -38,7 +38,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def forward(case: dict[Any, Any]) -> GridTransform:
-    return GridTransform(case["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
+    return GridTransform(case["pred"]["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
 
 
 def world_points(volume: Any, count: int = 1000, margin: float = 0.1) -> Tensor:
@@ -68,8 +68,8 @@ def test_composite_is_that_of_the_reference(case: dict[Any, Any], forward: GridT
     fixed, moving = (itk.imread(case[key].meta["filename_or_obj"]) for key in ("fixed", "moving"))
     affines = [case["fixed_image"].affine, case["moving_image"].affine]
     for ddf, images, grids in (
-        (case["forward_ddf"], (moving, fixed), affines),
-        (case["inverse_ddf"], (fixed, moving), affines[::-1]),
+        (case["pred"]["forward_ddf"], (moving, fixed), affines),
+        (case["pred"]["inverse_ddf"], (fixed, moving), affines[::-1]),
     ):
         phi = identity + ddf.double()[None] / (size - 1)
         reference = wrapper.create_itk_transform(phi, identity, *images)
@@ -157,13 +157,13 @@ def test_written_field_has_the_grid_of_the_fixed_image(
 
 
 def test_inputs_are_not_changed(tmp_path: Path, case: dict[Any, Any]) -> None:
-    ddf, affine = case["forward_ddf"].clone(), case["fixed_image"].affine.clone()
-    transform = GridTransform(case["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
+    ddf, affine = case["pred"]["forward_ddf"].clone(), case["fixed_image"].affine.clone()
+    transform = GridTransform(case["pred"]["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
     field = displacement_field(transform, (4, 5, 6), case["fixed"].affine)
     kept = field.clone()
     write_itk_transform(transform, tmp_path / "a.h5")
     write_displacement_field(field, case["fixed"].affine, tmp_path / "a.nii.gz")
-    assert torch.equal(case["forward_ddf"], ddf)
+    assert torch.equal(case["pred"]["forward_ddf"], ddf)
     assert torch.equal(case["fixed_image"].affine, affine)
     assert torch.equal(field, kept)
 

@@ -34,7 +34,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def forward(case: dict[Any, Any]) -> GridTransform:
-    return GridTransform(case["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
+    return GridTransform(case["pred"]["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
 
 
 def world_points(volume: Any, count: int = 1000, margin: float = 0.1) -> Tensor:
