@@ -87,7 +87,7 @@ def load_cohort(
     cases = cases_of_rows(rows, "", base, known, folder, isolate=True)
     for case in cases if save_dicom else ():
         if "error" not in case and not Path(case["moving"]).is_dir():
-            case["error"] = f"save_dicom: moving '{case['moving']}' is not a folder with a DICOM series"
+            case["error"] = f"save::dicom: moving '{case['moving']}' is not a folder with a DICOM series"
     return cases
 
 

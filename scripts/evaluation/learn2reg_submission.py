@@ -33,7 +33,7 @@ def write_submission(run: Path, path: Path) -> int:
     """
     fields = sorted(Path(run).rglob(PATTERN))
     if not fields:
-        raise InputError(f"'{run}' holds no {PATTERN}; register with --save_learn2reg True first")
+        raise InputError(f"'{run}' holds no {PATTERN}; register with --save::learn2reg True first")
     twice = {field.name for field in fields if sum(other.name == field.name for other in fields) > 1}
     if twice:
         raise InputError(f"'{run}' holds {sorted(twice)[0]} more than once; give the folder of one run")

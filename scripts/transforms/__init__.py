@@ -20,7 +20,7 @@ from scripts.transforms.add_quality import AddQualityd
 from scripts.transforms.checks import CheckImagesd, CheckLabelsd, CheckMasksd
 from scripts.transforms.crop import CropToForegroundd
 from scripts.transforms.dicom_output import SaveDicomd, check_sources
-from scripts.transforms.intensity import ScaleByModalityd
+from scripts.transforms.intensity import ByModalityd, ScalePercentiles
 from scripts.transforms.labels import CopyLabelsd
 from scripts.transforms.learn2reg_field import SaveLearn2RegFieldd
 from scripts.transforms.load import LoadVolumesd
@@ -50,6 +50,7 @@ __all__ = [
     "AddQualityd",
     "AddTransformsd",
     "AddWarpedLabeld",
+    "ByModalityd",
     "CheckImagesd",
     "CheckLabelsd",
     "CheckMasksd",
@@ -73,7 +74,7 @@ __all__ = [
     "SaveReportd",
     "SaveTransformsd",
     "SaveWarpedLabeld",
-    "ScaleByModalityd",
+    "ScalePercentiles",
     "UseMasksd",
     "WarpLandmarksd",
     "WarpMovingd",

@@ -85,12 +85,12 @@ class SaveDicomd(Output):
 def check_source(moving: str, uid: str | None = None) -> None:
     """Refuse to make DICOM of an image that is no series of single slices: patient, study or tags would be invented."""
     if not Path(moving).is_dir():
-        raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
+        raise InputError(f"save::dicom: moving '{moving}' is not a folder with a DICOM series; leave save::dicom out")
     slices = choose_series(moving, uid).slices
     if len({one.path for one in slices}) < len(slices):
         raise InputError(
-            f"save_dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
-            " save_dicom out"
+            f"save::dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
+            " save::dicom out"
         )
 
 
