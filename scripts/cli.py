@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.setdefault("output_dir", COMMANDS[command].output_dir)
             run_workflow(COMMANDS[command].configs, given, logging=True)
     except KeyboardInterrupt:
-        print("stopped; a cohort, an evaluation or a download goes on where it was when started again", file=sys.stderr)
+        print("stopped; a cohort or an evaluation goes on where it was when started again", file=sys.stderr)
         return 130
     except Exception as error:
         line = find_input_error(error) or describe_memory_error(error)

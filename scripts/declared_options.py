@@ -57,7 +57,9 @@ class DeclaredOption(NamedTuple):
 
     @property
     def default_text(self) -> str:
-        """The default as it is written on the command line."""
+        """The default as it is written in a config file."""
+        if isinstance(self.default, float):
+            return re.sub(r"^(-?\d+)e", r"\1.0e", repr(self.default))  # to YAML, 2e-05 is a text
         return self.default if isinstance(self.default, str) else json.dumps(self.default)
 
 

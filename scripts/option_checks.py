@@ -73,9 +73,9 @@ def complete_groups(parser: ConfigParser, defaults: Mapping[str, Sequence[Any]])
                 f"{group}: expected a group of options, got {value!r}; give them singly, such as --{example}"
             )
         raise_unknown_members([f"{group}::{member}" for member in value], members)
-        for member in members:
-            if member not in parser:
-                parser[member] = defaults[member][-1]
+        whole = {name.partition("::")[2]: defaults[name][-1] for name in members}
+        if len(value) < len(whole):
+            parser[group] = {**whole, **value}
 
 
 def check_types(config: ConfigParser, defaults: Mapping[str, Sequence[Any]]) -> None:

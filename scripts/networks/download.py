@@ -10,21 +10,24 @@
 # limitations under the License.
 """Download published weights: ``python -m scripts download unigradicon``.
 
-HTTPS only, also where a server redirects to. What came is kept in ``FILE.part`` and the next call goes on there; the
-file gets its name when it is whole and checked, and its SHA-256 is noted beside it in ``FILE.sha256``.
+HTTPS only, also where a server redirects to. The file gets its name when it is whole and checked, and its SHA-256 is
+noted beside it in ``FILE.sha256``. A download that was cut starts anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import ssl
-from contextlib import suppress
+import sys
+from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
 
+import pooch
+import requests
 import yaml
+from pooch.hashes import file_hash, hash_algorithm, hash_matches
 
 from scripts.networks.published_weights import (
     PUBLISHED_FILES,
@@ -34,21 +37,22 @@ from scripts.networks.published_weights import (
     recorded_sha256,
     sha256_of,
 )
-from scripts.networks.transfers import check_https, remove_part, transfer
-from scripts.utils.atomic import replacing
+from scripts.utils.atomic import replacing, sweep
 from scripts.utils.errors import InputError, InputFileError
 
 logger = logging.getLogger(__name__)
 
 LISTING = "large_files.yml"
+TIMEOUT_SECONDS = 60.0  # without a byte
+CHUNK = 1 << 20
 
 
 class Source(NamedTuple):
     """An entry of large_files.yml."""
 
     url: str
-    hash_val: str  # empty: none is published
-    hash_type: str
+    known_hash: str | None
+    """Algorithm and digest as pooch writes them, ``sha256:...``; None: none is published."""
 
 
 def read_source(model: str, bundle: Path) -> Source:
@@ -63,32 +67,31 @@ def read_source(model: str, bundle: Path) -> Source:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))["large_files"]
         entry = next(entry for entry in entries if entry["path"] == PUBLISHED_FILES[model])
-        source = Source(str(entry["url"]), entry.get("hash_val") or "", entry.get("hash_type") or "sha256")
+        url, digest, kind = str(entry["url"]), entry.get("hash_val"), entry.get("hash_type") or "sha256"
     except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, StopIteration) as error:
         raise InputFileError(
             f"{path} does not list {PUBLISHED_FILES[model]} with a url; fetch the repository again"
         ) from error
-    if source.hash_type not in hashlib.algorithms_guaranteed or source.hash_type.startswith("shake"):
-        raise InputError(f"{path}: hash_type '{source.hash_type}' is unknown; write sha256")
-    return source
+    if kind not in hashlib.algorithms_guaranteed:
+        raise InputError(f"{path}: hash_type '{kind}' is unknown; write sha256")
+    return Source(url, f"{kind}:{digest}" if digest else None)
 
 
-def download(model: str, bundle_root: str | Path = ".", context: ssl.SSLContext | None = None) -> Path:
+def download(model: str, bundle_root: str | Path = ".") -> Path:
     """Download the weights of a model into a bundle, or leave them if they are there; return their path.
 
     Args:
         model: a key of :data:`scripts.networks.published_weights.PUBLISHED_FILES`.
         bundle_root: folder that holds models/.
-        context: certificates to trust; by default those of the system.
 
     Raises:
-        InputError: no HTTPS, no connection, a hash or size that differs, no space, ...; what came is kept if it helps.
+        InputError: no HTTPS, no connection, a hash or size that differs, no space, ...
     """
     bundle = bundle_folder(bundle_root)
     source, target = read_source(model, bundle), bundle / PUBLISHED_FILES[model]
     if target.is_file() and _is_intact(target, source):
         return target
-    sha256 = fetch(source, target, context)
+    sha256 = fetch(source, target)
     logger.info("%s is downloaded, SHA-256 %s", target, sha256)
     return target
 
@@ -97,12 +100,12 @@ def _is_intact(target: Path, source: Source) -> bool:
     """Tell whether a file is the one that was published or downloaded, as far as a hash is known."""
     try:
         sha256, recorded = sha256_of(target), recorded_sha256(target)
-        listed = _digest(target, source.hash_type) if source.hash_val else ""
+        is_listed = hash_matches(target, source.known_hash)
     except OSError as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"download: '{target}' can't be read ({error.strerror}); check its permissions") from error
-    if recorded not in (None, sha256) or listed != source.hash_val.lower():
+    if recorded not in (None, sha256) or not is_listed:
         logger.warning("%s (SHA-256 %s) is not the file that was downloaded: fetching it again", target, sha256)
         return False
     note = "" if recorded else "; where it is from is not noted: remove it to fetch it again"
@@ -110,57 +113,87 @@ def _is_intact(target: Path, source: Source) -> bool:
     return True
 
 
-def fetch(source: Source, target: Path, context: ssl.SSLContext | None = None) -> str:
-    """Download a file to ``target`` and return its SHA-256; goes on with what an earlier call left.
+def fetch(source: Source, target: Path) -> str:
+    """Download a file to ``target`` and return its SHA-256.
 
     Raises:
         InputError: see :func:`download`.
     """
     check_https(source.url)
-    part = target.with_name(f"{target.name}.part")
+    sweep(target.parent, [target.name])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file:
-            _lock(file, part)
-            transfer(source.url, part, file, context)
-        found = _digest(part, source.hash_type)
-        if source.hash_val and found != source.hash_val.lower():
-            remove_part(part)
-            raise InputError(
-                f"download: {source.url} has {source.hash_type} {found}, expected {source.hash_val}: the file was"
-                " removed; try again later, and if it stays so, do not use it"
-            )
-        sha256 = sha256_of(part)
-        with replacing(record_of(target)) as record:
-            record.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")
-        os.replace(part, target)
-        remove_part(part)
+        with replacing(target) as temporary:
+            _transfer(source.url, temporary)
+            _check_hash(source, temporary)
+            sha256 = sha256_of(temporary)
+            with replacing(record_of(target)) as record:
+                record.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")
     except OSError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"download: '{part}' can't be written ({error.strerror or error}); free space on the disk or check the"
-            " folder's permissions, then run the same command again: it goes on where it was"
-        ) from error
-    finally:
-        with suppress(OSError):
-            if not part.stat().st_size:
-                remove_part(part)
+        raise _unwritable(target, error) from error
     return sha256
 
 
-def _lock(file: IO[bytes], part: Path) -> None:
-    """Let one process at a time write a .part file, where the system has such locks."""
+def _transfer(url: str, path: Path) -> None:
+    """Bring a file over HTTPS to ``path``."""
+    downloader = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(),
+        chunk_size=CHUNK,
+        timeout=TIMEOUT_SECONDS,
+        hooks={"response": partial(_check_answer, url)},
+    )
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"download: another process is writing '{part}'; wait until it is done") from error
+        downloader(url, str(path), None)
+    except InputError:
+        raise
+    except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: a Location that is no URL
+        reason = getattr(error.args[0], "reason", error) if error.args else error  # without a redirect's query
+        raise InputError(
+            f"download: {url} could not be fetched ({reason}); check the network or the proxy, then run the same"
+            " command again"
+        ) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"download: '{path}' can't be written ({error.strerror or error}); free space on the disk or check the"
+        " folder's permissions, then run the same command again"
+    )
+
+
+def _check_hash(source: Source, path: Path) -> None:
+    if not hash_matches(path, source.known_hash):
+        found = file_hash(path, hash_algorithm(source.known_hash))
+        raise InputError(
+            f"download: {source.url} has the hash {found}, expected {source.known_hash}: the file was removed; try"
+            " again later, and if it stays so, do not use it"
+        )
+
+
+def _check_answer(url: str, answer: requests.Response, *_: Any, **__: Any) -> None:
+    """Refuse a redirect to another scheme before it is followed, and an answer that is no file."""
+    if answer.is_redirect:
+        check_https(urljoin(answer.url, answer.headers["location"]), f" (redirected from {_site(answer.url)})")
+    elif not answer.ok:
+        raise InputError(f"download: {_site(answer.url)} answers {answer.status_code} {answer.reason} for {url}")
+
+
+def check_https(url: str, where: str = "") -> None:
+    """Refuse a URL that is not HTTPS.
+
+    Raises:
+        InputError: with the URL's scheme and host, and ``where`` it came from.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname:
+        raise InputError(f"download: only https is used, got {_site(url)}{where}; large_files.yml names the URL")
+
+
+def _site(url: str) -> str:
+    """Return a URL's scheme and host: what follows may be a key that a redirect gave."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}"

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import sys
 import threading
@@ -23,13 +22,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 # of glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _USUAL_MMAP_MAX = 65536
 _USUAL_MMAP_THRESHOLD = 32 * 1024**2  # where glibc's own adaptation ends
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")  # the limit of a container, which psutil does not ask for
 _CONTAINER_LIMITS = (  # and what is used of them, by version of the control groups
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -80,7 +80,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = [_system_memory(Path("/proc/meminfo"))]
+    found = [int(psutil.virtual_memory().available)]
     for limit, usage in _CONTAINER_LIMITS:
         try:
             used = int((_CGROUPS / usage).read_text()) - _file_cache((_CGROUPS / usage).with_name("memory.stat"))
@@ -94,14 +94,6 @@ def _file_cache(stat: Path) -> int:
     """Return the bytes of cached files that a control group would give up at once."""
     fields = dict(line.split() for line in stat.read_text().splitlines())
     return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))
-
-
-def _system_memory(meminfo: Path) -> int:
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # no Linux: the whole memory
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @cache

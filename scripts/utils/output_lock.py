@@ -8,47 +8,32 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One run at a time in an output folder: a second one is refused, and nothing is left behind, even by a killed run."""
+"""One run at a time in an output folder: a second one is refused, and a killed run leaves nothing that blocks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from scripts.utils.atomic import unwritable
 from scripts.utils.errors import InputError
 from scripts.utils.paths import absolute
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-
-_held: set[int] = set()  # descriptors
-
-
-def _close_in_child() -> None:
-    """Leave the lock to the parent: a data loader's process lives on for seconds after a killed one."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+LOCK_NAME = ".lock"
 
 
 @contextmanager
 def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
     """Keep other runs out of a folder, which is made if missing, while the context lasts.
 
-    The system's lock is on the folder itself, so there is no file of it, and it ends with the process. File systems
-    without locks, and Windows, have none. Of the processes of one run the first one locks, before the others go on and
-    until all of them are at the context's end.
+    The system's lock of the folder's :data:`LOCK_NAME` ends with the process; the file is removed at the context's end,
+    and does not block where a killed run left it. File systems without locks have none. Of the processes of one run the
+    first one locks, before the others go on and until all of them are at the context's end.
 
     Args:
         folder: where results go.
@@ -81,24 +66,23 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    _held.add(descriptor)
+    path = Path(folder) / LOCK_NAME
+    lock = FileLock(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another run is writing to '{folder}'; wait until it has ended, or give another output folder"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(
+            f"another run is writing to '{folder}'; wait until it has ended, or give another output folder"
+        ) from error
+    except (OSError, NotImplementedError):  # a file system without locks, or where nothing can be written at all
+        pass
+    try:
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if lock.is_locked:
+            with suppress(OSError):  # Windows keeps a file that is open
+                path.unlink()
+            lock.release()
 
 
 def _meet() -> None:

@@ -127,7 +127,3 @@ def test_available_memory_is_the_least_of_system_and_container(tmp_path: Path, m
     assert available_memory() == 3_000_000
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 1500000\n")  # files the system can forget
     assert available_memory() == 4_500_000
-
-
-def test_a_system_without_meminfo_has_its_whole_memory(tmp_path: Path) -> None:
-    assert memory._system_memory(tmp_path / "none") > 2**28

@@ -146,6 +146,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     process.stdout.close()
     with alone_in(tmp_path):
         pass
+    assert list(tmp_path.iterdir()) == []  # what the killed process left is gone
 
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:

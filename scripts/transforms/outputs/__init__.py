@@ -1,0 +1,19 @@
+# Copyright (c) uniGradICON bundle contributors
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#     http://www.apache.org/licenses/LICENSE-2.0
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The outputs of a case: one class a kind of file, which declares its switch and the names of its files.
+
+To add an output, write a subclass of :class:`scripts.transforms.outputs.base.Output` in one of these modules (or in a
+new one that is imported here), and add its ``name`` to the group ``save`` of ``configs/inference.yaml``.
+"""
+
+from scripts.transforms.outputs import dicom, learn2reg, maps, pictures, transforms, warped
+
+__all__ = ["dicom", "learn2reg", "maps", "pictures", "transforms", "warped"]
