@@ -93,10 +93,10 @@ def register(
         given = {"moving": moving, "fixed": fixed, **{k: v for k, v in options.items() if k in IMAGE_OPTIONS}}
         paths = {key: _as_file(key, value, Path(folder)) for key, value in given.items() if value is not None}
         target = Path(folder) / "out" if output_dir is None else from_home(str(output_dir))
-        needed: dict[str, Any] = {"save_transforms": True, "save_warped": True}
+        needed: dict[str, Any] = {"save::transforms": True, "save::warped": True}
         if output_dir is None:
             needed["summary"] = False
-            needed |= {f"save_{name}": False for name in ("displacement", "jacobian", "overview", "confidence")}
+            needed |= {f"save::{name}": False for name in ("displacement", "jacobian", "overview", "confidence")}
         run_workflow(("inference.yaml",), {"progress": False, **options, **needed, **paths, "output_dir": str(target)})
         inverse, label = target / "inverse_transform.h5", target / "warped_label.nii.gz"
         return RegistrationResult(

@@ -27,6 +27,7 @@ from monai.data import MetaTensor
 
 from scripts import cli
 from scripts.api import register
+from scripts.declared_options import declared_options
 from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError
 from tests.helpers.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
@@ -35,8 +36,8 @@ SHEAR = torch.tensor([[1.0, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]
 QUICK: dict[str, Any] = {
     "model": "none",
     "device": "cpu",
-    "network_shape": [24, 24, 24],
-    "field_levels": {"default": [[16, 20]]},
+    "image_shape": [24, 24, 24],
+    "field::levels": {"default": [[16, 20]]},
 }
 
 
@@ -106,8 +107,8 @@ def test_wrong_calls_are_refused_in_a_line(tmp_path: Path, change: dict[str, Any
 def test_the_command_runs_from_another_folder(tmp_path: Path) -> None:
     pair = write_known_pair(tmp_path / "data")
     command = [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "register", pair["moving"], pair["fixed"]]
-    options = ["--model", "none", "--device", "cpu", "--network_shape", "[24,24,24]", "--progress", "false"]
-    levels = ["--field_levels", "{default: [[16, 8]]}"]
+    options = ["--model", "none", "--device", "cpu", "--image_shape", "[24,24,24]", "--progress", "false"]
+    levels = ["--field::levels", "{default: [[16, 8]]}"]
     done = subprocess.run([*command, *options, *levels], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "output" / "report.json").is_file()
@@ -134,7 +135,7 @@ def test_the_help_of_each_command_is_complete(command: str, capsys: pytest.Captu
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     if command in cli.COMMANDS:
-        options = cli.options_of(cli.COMMANDS[command].configs)
+        options = declared_options(cli.COMMANDS[command].configs)
         assert len(options) >= 14
         for option in options.values():
             assert option.name in text
@@ -163,12 +164,22 @@ def test_typing_errors_are_answered(arguments: list[str], words: str, capsys: py
 def test_values_come_in_their_types() -> None:
     parsed = cli.build_parser().parse_args(
         [
-            *("register", "m.nii", "f.nii", "--steps", "7", "--inverse", "false", "--network_shape", "[1, 2, 3]"),
+            *(
+                "register",
+                "m.nii",
+                "f.nii",
+                "--network_optimization::steps",
+                "7",
+                "--inverse",
+                "false",
+                "--image_shape",
+                "[1, 2, 3]",
+            ),
             *("--prealign", "off", "--preset", "fast"),
         ]
     )
     assert (parsed.moving, parsed.fixed, parsed.steps, parsed.inverse) == ("m.nii", "f.nii", 7, False)
-    assert (parsed.network_shape, parsed.prealign, parsed.preset) == ([1, 2, 3], "off", "fast")
+    assert (parsed.image_shape, parsed.prealign, parsed.preset) == ([1, 2, 3], "off", "fast")
     assert "seed" not in vars(parsed)
     parsed = cli.build_parser().parse_args(["register", "07", "1e3", "--fixed_series", "3.10", "--moving_mask", "null"])
     assert (parsed.moving, parsed.fixed, parsed.fixed_series, parsed.moving_mask) == ("07", "1e3", "3.10", None)

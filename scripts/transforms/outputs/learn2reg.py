@@ -42,7 +42,7 @@ class SaveLearn2RegField(Output):
         name = field_name(*(str(image.meta.get("filename_or_obj")) for image in (fixed, moving)))
         if fixed.shape != moving.shape:
             raise InputError(
-                f"save_learn2reg: Learn2Reg's images have one grid size; fixed has {tuple(fixed.shape[1:])} voxels,"
+                f"save::learn2reg: Learn2Reg's images have one grid size; fixed has {tuple(fixed.shape[1:])} voxels,"
                 f" moving {tuple(moving.shape[1:])}"
             )
         field = voxel_displacement(data["transforms"].displacement_mm, fixed.affine, moving.affine)
