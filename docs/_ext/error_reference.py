@@ -72,12 +72,14 @@ def topics() -> list[Topic]:
     found = []
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
+            if "tests" in path.parts:
+                continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             messages = messages_of(tree)
             if messages:
                 title = " ".join((ast.get_docstring(tree) or path.stem).split("\n\n")[0].split())
                 title = re.split(r"(?<=[^.])\.(?: |$)", title)[0]
-                found.append(Topic(f"{folder}/{path.name}", title, messages))
+                found.append(Topic(path.relative_to(ROOT).as_posix(), title, messages))
     return found
 
 

@@ -47,7 +47,7 @@ def write_cohort_page(cases: Sequence[Mapping[str, Any]], output_dir: str | Path
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in sorted(set(verdicts)))
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     path = folder / COHORT_PAGE
-    write_page("cohort.html", {"rows": rows, "counts": f"{len(rows)} pairs: {counts}", "versions": used}, path)
+    write_page("cohort.html", path, {"rows": rows}, counts=f"{len(rows)} pairs: {counts}", versions=used)
     return path
 
 

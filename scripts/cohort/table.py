@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.report import ERROR_NAME
-from scripts.utils.atomic import replacing
+from scripts.utils.csv_tables import write_csv
 from scripts.utils.errors import InputError
 from scripts.utils.strict_json import write_report
 from scripts.utils.versions import versions
@@ -114,13 +112,9 @@ def write_table(cases: Sequence[Mapping[str, Any]], output_dir: str | Path, rank
     if rank > 0:
         return []
     rows = read_rows(cases)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows({key: _plain_cell(value) for key, value in row.items()} for row in rows)
     folder = Path(output_dir)
-    with replacing(folder / "cohort.csv") as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    plain = [{key: _plain_cell(value) for key, value in row.items()} for row in rows]
+    write_csv(folder / "cohort.csv", plain, COLUMNS)
     counts = {
         "status": dict(Counter(str(row["status"]) for row in rows)),
         "verdict": dict(Counter(str(row["verdict"]) for row in rows if row.get("verdict"))),

@@ -18,8 +18,6 @@ puts several evaluations (their output folders) into one table, one row a method
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import statistics
 import sys
@@ -27,7 +25,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tabulate import tabulate
+
 from scripts.utils.atomic import replacing
+from scripts.utils.csv_tables import write_csv
 from scripts.utils.errors import InputError
 
 Row = dict[str, Any]
@@ -151,13 +152,10 @@ def read_run(folder: Path) -> Run:
 
 def write_tables(runs: Sequence[Run], folder: Path) -> None:
     """Write ``pairs.csv``, ``labels.csv``, ``landmarks.csv`` (where there are any), ``table.md`` and ``table.tex``."""
-    header = {"method": "", "dataset": ""}
     for name in ("pairs", "labels", "landmarks"):
         rows = [{"method": run.method, "dataset": run.dataset, **row} for run in runs for row in getattr(run, name)]
         if rows:
-            _write(
-                folder / f"{name}.csv", _csv(rows, list(dict.fromkeys([*header, *(k for row in rows for k in row)])))
-            )
+            write_csv(folder / f"{name}.csv", rows)
     columns, lines = summary_table(runs)
     _write(folder / "table.md", markdown(columns, lines))
     _write(folder / "table.tex", latex(columns, lines))
@@ -216,28 +214,10 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def latex(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a LaTeX table (booktabs)."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(_escape(cell) for cell in cells) + r" \\"
-
-    body = [line(columns), r"\midrule", *(line(row) for row in rows)]
-    start = [rf"\begin{{tabular}}{{l{'c' * (len(columns) - 1)}}}", r"\toprule"]
-    return "\n".join([*start, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _escape(text: str) -> str:
-    special = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$", "\u00b1": r"$\pm$", "<": r"$<$"}
-    return "".join(special.get(character, character) for character in text.replace("<=", "\u2264")).replace(
-        "\u2264", r"$\leq$"
-    )
-
-
-def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    table = [[cell.replace("<=", "\u2264") for cell in row] for row in (columns, *rows)]
+    alignment = ["left", *["center"] * (len(columns) - 1)]
+    text = tabulate(table[1:], table[0], tablefmt="latex_booktabs", disable_numparse=True, colalign=alignment)
+    return text.replace("\u00b1", r"$\pm$").replace("\u2264", r"$\leq$") + "\n"
 
 
 def _write(path: Path, text: str) -> None:

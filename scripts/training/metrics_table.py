@@ -13,14 +13,13 @@
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from scripts.utils.atomic import replacing
+from scripts.utils.csv_tables import write_csv
 from scripts.utils.paths import absolute
 
 NAME = "metrics.csv"
@@ -67,13 +66,7 @@ class MetricsTable:
         self.rows = [other for other in self.rows if other["epoch"] != row["epoch"]] + [{**row, **self._validated}]
         self._validated = {}
         if idist.get_rank() == 0:
-            names = list(dict.fromkeys(name for other in self.rows for name in other))
-            text = io.StringIO()
-            writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-            with replacing(self.path) as temporary:
-                temporary.write_text(text.getvalue(), encoding="utf-8")
+            write_csv(self.path, self.rows)
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -15,11 +15,13 @@ Each is one file: style, script and images are in it, and a content security pol
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts.data.case import SIDES, Case
 from scripts.data.report import input_warnings, without_folders
@@ -43,18 +45,16 @@ def write_pair_page(data: Case, path: str | os.PathLike[str]) -> None:
     """
     quality = data.get("quality", {})
     planes, ranges = planes_of(data)
-    content = {
+    shown = {
         "case": str(data.get("case", "registration")),
         "verdict": quality.get("verdict"),
         "reasons": list(quality.get("reasons", ())),
         "warnings": [without_folders(line) for line in input_warnings(data)],
-        "planes": planes,
-        **ranges,
         "figures": _figures(data),
         # names alone: folders may be named after patients, and pages are passed on
         "files": [[side, Path(_file_of(data[side])).name] for side in SIDES],
     }
-    write_page("pair.html", content, path)
+    write_page("pair.html", path, {"planes": planes, **ranges}, **shown)
 
 
 def _file_of(volume: Any) -> str:
@@ -83,16 +83,31 @@ def _figures(data: Case) -> list[list[str]]:
     return figures + [[name, text.format(value)] for name, value, text in rows if value is not None]
 
 
-def write_page(template: str, content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a page from a template of :data:`TEMPLATES` and what it is to show.
+def write_page(template: str, path: str | os.PathLike[str], data: Mapping[str, Any], **shown: Any) -> None:
+    """Write a page from a template.
+
+    Args:
+        template: its name in ``templates/``.
+        path: the file.
+        data: what the page's script draws.
+        shown: the template's variables; their markup is escaped.
 
     Raises:
         InputError: the file can't be written.
     """
-    text = json.dumps(strict(content), allow_nan=False, ensure_ascii=False)
-    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")  # inside <script>
-    page = (TEMPLATES / template).read_text(encoding="utf-8")
-    page = page.replace("/*STYLE*/", (TEMPLATES / "style.css").read_text(encoding="utf-8"), 1)
-    page = page.replace("/*COMMON*/", (TEMPLATES / "common.js").read_text(encoding="utf-8"), 1)
+    text = _environment().get_template(template).render(data=strict(data), **shown)
     with replacing(path) as temporary:
-        temporary.write_text(page.replace("/*DATA*/", text, 1), encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": False}
+    return found

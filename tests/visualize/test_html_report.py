@@ -39,6 +39,7 @@ CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+WORDS = {"ok": "\u2713 ok", "check": "! check", "failed": "\u2715 failed"}
 NAME = 'a </script><b>"pair" & \u00e9'
 
 
@@ -125,18 +126,54 @@ def _tags(text: str) -> list[tuple[str, list[tuple[str, str | None]]]]:
     return found
 
 
+def text_of(page: Path, tag: str) -> list[str]:
+    """Return the text of the elements of one kind."""
+    found: list[str] = []
+    inside = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+            inside.append(name)
+            if name == tag:
+                found.append("")
+
+        def handle_endtag(self, name: str) -> None:
+            while inside and inside.pop() != name:
+                pass
+
+        def handle_data(self, data: str) -> None:
+            if tag in inside:
+                found[-1] += data
+
+    Reader().feed(page.read_text())
+    return found
+
+
+def test_the_page_of_a_pair_shows_verdict_figures_and_files(case: dict[Any, Any], page: Path) -> None:
+    quality = case["quality"]
+    assert text_of(page, "p")[0] == f"{WORDS[quality['verdict']]} {'; '.join(quality['reasons'])}"
+    names, values = text_of(page, "dt"), text_of(page, "dd")
+    figures = dict(zip(names, values, strict=True))
+    assert names[0] == "Similarity loss (lower is better)"
+    assert figures["Folding"].endswith(" % of the cells")
+    assert {"Mean Dice", "Forward, then inverse", "Bending", "fixed", "moving"} <= figures.keys()
+    assert figures["moving"] == Path(case["moving"].meta["filename_or_obj"]).name
+
+
 def test_a_page_is_whole_and_asks_for_nothing(page: Path, tmp_path: Path) -> None:
     for path in (page, cohort_page(tmp_path / "cohort")):
         text = path.read_text()
-        assert "/*DATA*/" not in text
-        assert "/*STYLE*/" not in text
+        assert "{{" not in text
+        assert "{%" not in text
+        assert "--ink" in text
         assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:|//)", text)
         assert "default-src 'none'" in text
         assert not [tag for tag, attributes in _tags(text) if tag == "link" or dict(attributes).get("src")]
 
 
 def test_names_and_errors_are_data_and_not_markup(page: Path, tmp_path: Path) -> None:
-    assert content_of(page)["case"] == NAME
+    assert text_of(page, "h1") == [NAME]
+    assert text_of(page, "title") == [f"Registration: {NAME}"]
     assert page.read_text().count("</script>") == 2
     rows = content_of(cohort_page(tmp_path / "cohort"))["rows"]
     assert [row["case"] for row in rows] == ["b", "<img src=x>", "c"]
