@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference.yaml": (),
     "cohort.yaml": ("inference.yaml",),
     "evaluate.yaml": ("inference.yaml",),
+    "datasets.yaml": ("inference.yaml", "evaluate.yaml"),
     "inference_ts.yaml": ("inference.yaml",),
     "inference_onnx.yaml": ("inference.yaml",),
     "inference_trt.yaml": ("inference.yaml",),
@@ -47,7 +48,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "multi_gpu_train.yaml": ("inference.yaml", "train.yaml"),
 }
 # keys that are no options: of the workflow, or set for the processes that torchrun starts
-INTERNAL = {"wait", "network", "weights", "begin", "finalize", "run", "network_def", "objective"}
+INTERNAL = {
+    *("wait", "network", "weights", "begin", "finalize", "run", "network_def", "objective", "benchmarks"),
+    "benchmark_settings",
+}
 _SECTION = re.compile(r"^# -+ (.+?) -+$")
 _KEY = re.compile(r"^(\w+):(?!:)(.*)$")
 

@@ -184,7 +184,7 @@ ELSEWHERE = {
     "::test_the_forms_of_apply_take_the_options_of_its_table",
     "torchrun --nproc_per_node=4 -m monai.bundle run cohort --config_file"
     " ['configs/inference.yaml','configs/cohort.yaml','configs/multi_gpu_cohort.yaml'] --datalist pairs.csv": (
-        "tests/test_cohort.py::test_two_processes_do_the_same_as_one"
+        "tests/cohort/test_run.py::test_two_processes_do_the_same_as_one"
     ),
     "python -m tools.benchmarks.exports --weights default --repeats 7": HOURS,
     "python -m tools.benchmarks.exports --weights published --shape 96 --repeats 5": HOURS,
@@ -205,10 +205,10 @@ ELSEWHERE = {
     " -o warped_fsl.nii.gz": PROGRAM,
     "torchrun --standalone --nproc_per_node=4 -m monai.bundle run evaluate --config_file"
     " ['configs/inference.yaml','configs/evaluate.yaml','configs/multi_gpu_evaluate.yaml'] --datalist pairs.csv": (
-        "tests/test_evaluation.py::test_two_processes_share_the_pairs_and_write_one_table"
+        "tests/evaluation/test_run.py::test_two_processes_share_the_pairs_and_write_one_table"
     ),
-    f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml','configs/datasets/l2r_oasis.yaml']"
-    " --model unigradicon --optimization network": "tests/test_evaluation.py"
+    f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml','configs/datasets.yaml']"
+    " --benchmark l2r_oasis --model unigradicon --optimization network": "tests/evaluation/test_run.py"
     "::test_a_data_set_runs_with_its_own_list_and_prints_the_papers_figures",
     "python -m tools.benchmarks.methods --data DIR": HOURS,
     "python3.11 -m venv .venv-monailabel && source .venv-monailabel/bin/activate": INSTALLS,
