@@ -2,17 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --no-build-isolation
+LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 EXAMPLE := output/example
 MONAILABEL := .venv-monailabel
-MONAILABEL_PIP := $(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check
-TOOLS := .venv-tools
 # threads that wait are to sleep soon: docs/performance.md
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint docs linkcheck bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit licenses sbom \
-	bundle huggingface zoo-check tag
+.PHONY: demo test dev lint docs linkcheck bench fuzz soak faults coverage mutants matrix clean monailabel test-monailabel lock audit \
+	licenses sbom bundle huggingface zoo-check tag
 
 demo: $(VENV)/.installed
 	$(PY) -m scripts.data.example_pair $(EXAMPLE)/pair
@@ -29,6 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 # the site in output/docs; a warning, such as a dead link, is an error
 docs: $(VENV)/.installed-dev output/tutorial/tutorial.ipynb
@@ -52,43 +50,42 @@ bench: $(VENV)/.installed-dev
 
 # what tries to break it (docs/robustness.md); CI runs samples of it with the tests
 fuzz: $(VENV)/.installed-dev
-	$(PIP) -r requirements-campaigns.txt
 	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.fuzz --count 12000
 	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.fuzz_bytes --runs 20000
 
 soak: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.soak
 	$(MAKE) $(MONAILABEL)/.installed
-	$(MONAILABEL_PIP) -c monailabel_app/constraints.txt pytest
 	SOAK_REQUESTS=200 $(MONAILABEL)/bin/python -m pytest -q -s monailabel_app/tests/test_server.py -k many_requests
 
 faults: $(VENV)/.installed-dev
 	$(PY) -m tools.campaigns.faults
 
 coverage: $(VENV)/.installed-dev
-	$(PIP) -r requirements-campaigns.txt
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --cov --cov-report=term:skip-covered
 
-mutants: $(VENV)/.installed-dev
-	$(PIP) -r requirements-campaigns.txt
-	OMP_NUM_THREADS=1 $(PY) -m tools.campaigns.mutants
+mutants: $(VENV)/.installed-dev # docs/mutants.md
+	OMP_NUM_THREADS=1 $(VENV)/bin/mutmut run
 
-matrix: # docs/compatibility.md
-	.ci/matrix
+matrix: $(VENV)/.installed-dev # docs/compatibility.md
+	$(VENV)/bin/nox --noxfile tools/noxfile.py
 
-# Only files whose hashes are listed; what comes as source is built with what the first line installs. torch without CUDA
-# is taken where pip finds it (a folder or an index that pip's settings name), else PyPI's build, with what that needs.
-$(VENV)/.installed: requirements.lock requirements-build.lock requirements-cpu.lock requirements-cuda.lock
+# Installs only files whose hashes are listed; fire comes as source, and the setuptools of the lock builds it. Where pip
+# finds the torch of requirements-cpu.lock (in a folder or an index that pip's settings name), that lock is installed, else
+# requirements.lock: torch from PyPI, on Linux with CUDA.
+$(VENV)/.installed: requirements.lock requirements-cpu.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) $(LOCKED) -r requirements-build.lock
-	$(PY) $(LOCKED) -r requirements-cpu.lock 2>/dev/null || echo "torch comes from PyPI: no listed build without CUDA was found"
-	$(PY) $(LOCKED) -r requirements.lock
-	if $(PY) -m tools.supply_chain.cuda_build; then $(PY) $(LOCKED) -r requirements-cuda.lock; fi
+	lock=requirements-cpu.lock; \
+	$(PY) -m pip install --quiet --dry-run --no-deps $$(grep -o '^torch==[^ ]*' $$lock) 2>/dev/null || lock=requirements.lock; \
+	echo "installing $$lock"; \
+	grep -A 2 '^setuptools==' $$lock | $(PY) $(LOCKED) -r /dev/stdin && $(PY) $(LOCKED) --no-build-isolation -r $$lock
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-docs.txt requirements-reference.txt requirements-comparators.txt
-	$(PIP) -r requirements-dev.txt -r requirements-docs.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-reference.txt -r requirements-comparators.txt
+# what developers need besides: checks, documentation, the methods to compare with, campaigns, tools for the locks
+dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(PY) $(LOCKED) --no-build-isolation -r requirements-dev.lock
 	touch $@
 
 # the server for annotators, in an environment of its own: make monailabel STUDIES=DIR
@@ -97,36 +94,46 @@ monailabel: $(if $(STUDIES),,$(if $(filter monailabel,$(MAKECMDGOALS)),$(error g
 	$(MONAILABEL)/bin/python monailabel_app/serve.py --studies $(STUDIES)
 
 test-monailabel: $(MONAILABEL)/.installed
-	$(MONAILABEL_PIP) -c monailabel_app/constraints.txt pytest
 	$(MONAILABEL)/bin/python -m pytest -q monailabel_app/tests
 
-$(MONAILABEL)/.installed: monailabel_app/requirements.txt monailabel_app/constraints.txt
+$(MONAILABEL)/.installed: monailabel_app/requirements.lock
 	@echo "MONAI Label gets an environment of its own, $(MONAILABEL): several minutes, only this time"
 	test -x $(MONAILABEL)/bin/python || $(PYTHON) -m venv $(MONAILABEL)
 	@echo "1 of 2: installing PyTorch, 200 MB to 3 GB; nothing is printed until it is done"
-	$(MONAILABEL_PIP) torch==2.13.0
+	$(MONAILABEL)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@echo "2 of 2: installing MONAI Label and about 150 packages that it needs; nothing is printed until it is done"
-	$(MONAILABEL_PIP) -r monailabel_app/requirements.txt
+	$(MONAILABEL)/bin/python $(LOCKED) -r monailabel_app/requirements.lock
 	@echo "$(MONAILABEL) is installed"
 	touch $@
 
-# what is installed: the locks anew, known vulnerabilities, licences, bill of materials; docs/security.md
-lock: $(TOOLS)/.installed
-	$(TOOLS)/bin/python -m tools.supply_chain.lock
+# The locks, from the lists in pyproject.toml. They keep the versions that they have; to raise some:
+# make lock UPGRADE="--upgrade-package numpy". CPU_TORCH tells uv where torch without CUDA is.
+CPU_TORCH ?= --torch-backend cpu
+COMPILE = $(VENV)/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" $(UPGRADE)
+lock: $(VENV)/.installed-dev
+	$(COMPILE) pyproject.toml --universal --python-version 3.11 --output-file requirements.lock
+	$(COMPILE) pyproject.toml --group cpu --universal --python-version 3.11 $(CPU_TORCH) --constraints requirements.lock \
+		--output-file requirements-cpu.lock
+	$(COMPILE) pyproject.toml --group dev --group cpu --universal --python-version 3.11.5 $(CPU_TORCH) \
+		--constraints requirements-cpu.lock --no-emit-package torch --output-file requirements-dev.lock
+	$(COMPILE) --group pyproject.toml:monailabel --group pyproject.toml:cpu --python-version 3.11.5 \
+		--python-platform x86_64-manylinux_2_28 $(CPU_TORCH) --no-emit-package torch --output-file monailabel_app/requirements.lock
 
-audit: $(TOOLS)/.installed
-	$(TOOLS)/bin/python -m tools.supply_chain.audit
+# asks PyPI for known vulnerabilities of what users install; fails where no answer comes, too
+audit: $(VENV)/.installed-dev
+	$(VENV)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
-licenses: $(VENV)/.installed
-	$(PY) -m tools.supply_chain.licenses
+# output/licenses.md; fails if a package is under GPL or LGPL
+licenses: $(VENV)/.installed-dev
+	mkdir -p output
+	$(VENV)/bin/pip-licenses --format markdown --with-urls --with-system --partial-match --fail-on "GPL;General Public" \
+		--packages $$(grep -o '^[a-z][^=]*' requirements-cpu.lock) > output/licenses.md
 
-sbom: $(VENV)/.installed $(TOOLS)/.installed
-	$(TOOLS)/bin/python -m tools.supply_chain.sbom $(PY)
-
-$(TOOLS)/.installed: tools/supply_chain/tools.lock
-	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python $(LOCKED) -r tools/supply_chain/tools.lock
-	touch $@
+# output/sbom.cdx.json, a bill of materials in CycloneDX
+sbom: $(VENV)/.installed-dev
+	mkdir -p output
+	$(VENV)/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+		--output-file output/sbom.cdx.json
 
 # a release: the zip file of the model zoo, the folder for Hugging Face, the zoo's checks, the tag; docs/release.md
 bundle: $(VENV)/.installed

@@ -29,7 +29,7 @@ from monailabel.utils.sessions import Sessions
 from monailabel_app.request_errors import RequestError, plain_errors
 from scripts.data.header import Header
 from scripts.data.header_checks import check_header
-from scripts.data.reading import read_header, read_volume
+from scripts.data.reading import read_header
 from scripts.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,10 @@ def check_volume_file(option: str, path: str, max_bytes: int = MAX_BYTES) -> Any
     """
     refuse_foreign_data(option, path, max_bytes)
     with plain_errors({f"'{path}'": "the file", path: "the file"}):
-        for warning in check_header(option, path).warnings:
+        opened = check_header(option, path)
+        for warning in opened.header.warnings:
             logger.warning("%s", warning)
-        return read_volume(path).image
+        return opened.read().image
 
 
 def check_image_file(option: str, path: str, max_bytes: int = MAX_BYTES) -> None:
@@ -228,7 +229,7 @@ class CheckedSessions(Sessions):
                 raise RequestError("uncompress: archives are not unpacked; send the files of the series one by one")
             if path.is_dir():
                 with plain_errors({f"'{data_file}'": "the upload", data_file: "the upload"}):
-                    header = check_header("session", data_file)
+                    header = check_header("session", data_file).header
                 if int(np.prod(header.shape, dtype=object)) * _voxel_bytes(header) > self.max_bytes:
                     raise too_large("session", self.max_bytes)
             else:

@@ -10,7 +10,8 @@
 # limitations under the License.
 """The list of error messages, made from the code when the site is built.
 
-Collected are the texts of all errors that a user can act on: of :class:`scripts.utils.errors.InputError`, of its subclasses
+Collected are the texts of all errors that a user can act on: of :class:`scripts.utils.errors.InputError`, of its
+subclasses
 and, in the server for MONAI Label, of ``RequestError``. In ``docs/troubleshooting.md`` the line ``<!-- errors -->``
 stands for it.
 """
@@ -70,13 +71,15 @@ def topics() -> list[Topic]:
     """Return the messages of all modules that have some."""
     found = []
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).glob("*.py")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if "tests" in path.parts:
+                continue
             tree = ast.parse(path.read_text(encoding="utf-8"))
             messages = messages_of(tree)
             if messages:
                 title = " ".join((ast.get_docstring(tree) or path.stem).split("\n\n")[0].split())
                 title = re.split(r"(?<=[^.])\.(?: |$)", title)[0]
-                found.append(Topic(f"{folder}/{path.name}", title, messages))
+                found.append(Topic(path.relative_to(ROOT).as_posix(), title, messages))
     return found
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from scripts.data.landmarks import check_space, read_csv_landmarks
 from scripts.data.point_formats import as_text, read_point_file, write_text
+from scripts.geometry.world_axes import signs_to_lps
 from scripts.utils.errors import InputError
 from scripts.utils.paths import POINT_SUFFIXES
 
@@ -82,7 +83,7 @@ def check_world(landmark_space: str) -> str:
 
 def _csv(path: str, carry: Carry, out: Path, space: str) -> int:
     landmarks = read_csv_landmarks(path)  # as written: the signs are those of `space`
-    signs = np.array([1.0, 1.0, 1.0] if space == "LPS" else [-1.0, -1.0, 1.0])
+    signs = signs_to_lps(space)
     carried = carry(landmarks.points_ras_mm.numpy() * signs) * signs
     text = io.StringIO()
     writer = csv.DictWriter(text, ["x", "y", "z", *landmarks.extra[0]], lineterminator="\n")

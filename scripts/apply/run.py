@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import numpy as np
 from scripts.apply.point_files import carrier, carry_points, check_world
 from scripts.data.field_formats import FSL_NAME, WRITERS, check_format, convert_field
 from scripts.data.header import Header
+from scripts.data.image_file import ImageFile, open_image
 from scripts.data.itk_resampling import (
     INTERPOLATIONS,
     LABEL_INTERPOLATIONS,
@@ -39,7 +40,6 @@ from scripts.data.itk_resampling import (
 )
 from scripts.data.itk_transforms import write_itk
 from scripts.data.nifti_writing import write_nifti
-from scripts.data.reading import read_header
 from scripts.data.transform_files import FIELD_SUFFIXES, compose, invert, read_transform
 from scripts.geometry.warping import NIFTI_TYPES, cast
 from scripts.transforms.checks import EXACT
@@ -65,6 +65,13 @@ class Inputs(NamedTuple):
     landmarks: tuple[str, ...]
     convert: tuple[str, ...]
     output_dir: Path
+    opened: Mapping[str, ImageFile]
+    """The images among the files, by their paths."""
+
+    def open(self, path: str) -> ImageFile:
+        """Return an image with its header as it was checked; opened anew if the file has changed since."""
+        opened = self.opened.get(path)
+        return opened if opened is not None and opened.is_current() else open_image(path)
 
 
 def load_inputs(
@@ -108,16 +115,17 @@ def load_inputs(
     for path in points:
         if not path.lower().endswith(POINT_SUFFIXES):
             raise InputError(f"landmarks '{path}': give a file that ends in {', '.join(POINT_SUFFIXES)}")
+    opened: dict[str, ImageFile] = {}
     for option, paths in (("image", images), ("label", labels)):
         for path in paths:
-            _check_volume(option, path)
+            _check_volume(option, path, opened)
     fixed, moving = (
         None if is_absent(value) else existing_path(option, value, Path())
         for option, value in (("fixed", fixed), ("moving", moving))
     )
     for option, path in (("fixed", fixed), ("moving", moving)):
         if path is not None:
-            _check_volume(option, path)
+            _check_volume(option, path, opened)
     if "fsl" in formats and moving is None:
         raise InputError("convert 'fsl' needs the moving image, whose header its values depend on: give --moving FILE")
     if (images or labels or formats) and fixed is None and not transforms[0].lower().endswith(FIELD_SUFFIXES):
@@ -132,7 +140,7 @@ def load_inputs(
     for path in (*transforms, *images, *labels, *points, *(p for p in (fixed, moving) if p)):
         if Path(path).resolve() in resolved:
             raise InputError(f"'{path}' would be overwritten by a result; give another output_dir")
-    return Inputs(transforms, tuple(flags), fixed, moving, images, labels, points, formats, folder)
+    return Inputs(transforms, tuple(flags), fixed, moving, images, labels, points, formats, folder, opened)
 
 
 def _list(value: Any) -> list[Any]:
@@ -145,9 +153,10 @@ def _paths(option: str, value: Any) -> tuple[str, ...]:
     return tuple(existing_path(option, path, Path()) for path in _list(value))
 
 
-def _check_volume(option: str, path: str) -> None:
+def _check_volume(option: str, path: str, opened: dict[str, ImageFile]) -> None:
+    """Open an image, unless it is among those that were opened, and refuse it if it is no volume of scalars."""
     try:
-        header = read_header(path)
+        header = opened.setdefault(path, opened.get(path) or open_image(path)).header
     except InputError as error:
         raise type(error)(f"{option}: {error}") from error
     if len(header.shape) not in (3, 4) or header.components != 1:
@@ -219,7 +228,7 @@ def apply_transforms(
         raise InputError("nothing to apply: give --transform FILE, and --image, --label, --landmarks or --convert")
     check_world(landmark_space)
     grid = _grid(inputs, spacing) if inputs.images or inputs.labels or inputs.convert else None
-    moving = None if inputs.moving is None else header_grid(read_header(inputs.moving))
+    moving = None if inputs.moving is None else header_grid(inputs.open(inputs.moving).header)
     parts = [read_transform(path, moving) for path in inputs.transforms]
     transform = compose([invert(p) if flag else p for p, flag in zip(parts, inputs.inverted, strict=True)])
     with alone_in(inputs.output_dir):
@@ -265,7 +274,7 @@ def _write_all(
             (path, label_interpolation) for path in inputs.labels
         ]
         for path, method in jobs:
-            image, header = read_scalars(path)
+            image, header = read_scalars(inputs.open(path))
             _say(header)
             _check_finite(path, image, method)
             if path in inputs.labels:
@@ -309,7 +318,7 @@ def _check_exact(path: str, image: Any, header: Header) -> None:
 
 def _grid(inputs: Inputs, spacing: Sequence[float] | None) -> Grid:
     """Return the grid of the results: that of fixed, or of the displacement field that is applied first."""
-    header = read_header(inputs.transforms[0] if inputs.fixed is None else inputs.fixed)
+    header = inputs.open(inputs.transforms[0] if inputs.fixed is None else inputs.fixed).header
     if inputs.fixed is not None:  # of a field, reading it says so
         _say(header)
     grid = header_grid(header)

@@ -16,15 +16,16 @@ A pair that can't be used is kept with its error: it becomes a row of the table,
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.data.case import CaseFiles
 from scripts.data.cases import cases_of_rows, read_datalist
-from scripts.data.reading import read_header
+from scripts.data.image_file import ImageFile, open_image
+from scripts.transforms.outputs.save import check_outputs_of_case, switched_on
 from scripts.utils.errors import InputError
 from scripts.utils.paths import IMAGE_SUFFIXES, absolute, check_output_dir, existing_path, is_absent, stem
-
-Case = dict[str, Any]
 
 
 def load_cohort(
@@ -35,12 +36,12 @@ def load_cohort(
     series_reference: int = 0,
     output_dir: Any = None,
     split: str = "validation",
-    save_dicom: bool = False,
+    save: Mapping[str, bool] | None = None,
     required: bool = True,
     fixed: Any = None,
     moving: Any = None,
     **defaults: Any,
-) -> list[Case]:
+) -> list[CaseFiles]:
     """Return the cases of a cohort, in order; those that can't be used have ``error``.
 
     Args:
@@ -52,7 +53,7 @@ def load_cohort(
         output_dir: results go to ``output_dir/<case>``.
         split: which pairs of a Learn2Reg data set.
         required: False returns [] when nothing is given.
-        save_dicom: moving images must be DICOM series.
+        save: outputs that will be written; cases of which one can't be made have ``error``.
         fixed: refused, as a cohort names its images otherwise; likewise ``moving``.
         moving: see ``fixed``.
         defaults: entries of cases that do not say: modalities, masks, labels, landmarks, series, frame.
@@ -77,21 +78,28 @@ def load_cohort(
         raise InputError(f"--images belongs to --template; leave it out beside --{given[0]}")
     folder = check_output_dir(output_dir)
     known = {key: value for key, value in defaults.items() if not is_absent(value)}
+    opened: list[ImageFile] = []
     if given == ["datalist"]:
         path = existing_path("datalist", datalist, Path())
         rows, base = read_datalist(path, split), Path(path).resolve().parent
     elif given == ["series"]:
-        rows, base = _frames(existing_path("series", series, Path()), series_reference), Path()
+        opened = [open_image(existing_path("series", series, Path()))]
+        rows, base = _frames(opened[0], series_reference), Path()
     else:
         rows, base = _one_to_many(template, images), Path()
-    cases = cases_of_rows(rows, "", base, known, folder, isolate=True)
-    for case in cases if save_dicom else ():
-        if "error" not in case and not Path(case["moving"]).is_dir():
-            case["error"] = f"save_dicom: moving '{case['moving']}' is not a folder with a DICOM series"
+    cases = cases_of_rows(rows, "", base, known, folder, isolate=True, opened=opened)
+    outputs = switched_on(save or {})
+    for case in cases:
+        if "error" not in case:
+            try:
+                check_outputs_of_case(case, outputs)
+            except InputError as error:
+                case["error"] = str(error)
     return cases
 
 
-def _one_to_many(template: Any, images: Any) -> list[Case]:
+def _one_to_many(template: Any, images: Any) -> list[dict[str, Any]]:
+    """Return the rows of a template and a folder of images."""
     if is_absent(template) or is_absent(images):
         raise InputError("--template FILE and --images FOLDER belong together; give both")
     fixed = existing_path("template", template, Path())
@@ -121,8 +129,9 @@ def _names(paths: list[Path]) -> list[str]:
     return names
 
 
-def _frames(path: str, reference: int) -> list[Case]:
-    shape = read_header(path).shape
+def _frames(opened: ImageFile, reference: int) -> list[dict[str, Any]]:
+    """Return the rows of a 4-D file."""
+    path, shape = opened.path, opened.header.shape
     if len(shape) != 4:
         raise InputError(f"series: '{path}' is {len(shape)}-D; give a 4-D file, or a --datalist of its frames")
     if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < shape[3]:
@@ -140,7 +149,7 @@ def _frames(path: str, reference: int) -> list[Case]:
     ]
 
 
-def require_cohort(cases: list[Case]) -> None:
+def require_cohort(cases: list[CaseFiles]) -> None:
     """Refuse to run without a case; for workflows whose cases are loaded with ``required=False``."""
     if not cases:
         load_cohort(required=True)

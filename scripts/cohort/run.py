@@ -19,20 +19,20 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ignite.engine import Engine, Events
 from monai.transforms import Transform
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from scripts.data.cases import ERROR_NAME, OUTPUT_NAMES
-from scripts.data.report import file_states, input_paths
+from scripts.data.case import Case, CaseFiles
+from scripts.data.report import ERROR_NAME, REPORT_NAME, file_states, input_paths
 from scripts.evaluation.run import is_done
-from scripts.utils.atomic import remove, sweep
+from scripts.transforms.outputs.files import remove_results, sweep_results
 from scripts.utils.errors import InputError, describe_memory_error, find_input_error, quiet_engine
 from scripts.utils.itk_modules import load_itk_modules
 from scripts.utils.output_lock import alone_in
@@ -42,10 +42,8 @@ from scripts.utils.versions import versions
 
 logger = logging.getLogger(__name__)
 
-Case = dict[Hashable, Any]
 
-
-def record_failure(case: Mapping[Any, Any], error: BaseException) -> None:
+def record_failure(case: CaseFiles | Case, error: BaseException) -> None:
     """Replace a case's results by its error.json: one line for people, what it was made of, and the version."""
     known = find_input_error(error) or describe_memory_error(error)
     line = " ".join(str(known or f"{type(error).__name__}: {error}").split())
@@ -53,8 +51,7 @@ def record_failure(case: Mapping[Any, Any], error: BaseException) -> None:
     content = {"case": case["case"], "error": line, "inputs": input_paths(case), "versions": versions()}
     folder = Path(case["case_dir"])
     try:
-        for name in OUTPUT_NAMES:  # of an earlier run: they must not pass for results of this one
-            remove(folder / name)
+        remove_results(folder)
         write_report(content, folder / ERROR_NAME)
     except (InputError, OSError) as reason:  # the others go on all the same
         logger.error("case '%s': its error can't be written: %s", case["case"], reason)
@@ -70,13 +67,13 @@ class IsolateFailures(Transform):
     def __init__(self, transform: Any) -> None:
         self.transform = transform
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Case) -> Case:
         """Return the result, or the case as it came."""
         try:
-            return dict(self.transform(data))
+            return cast(Case, self.transform(data))
         except Exception as error:
             record_failure(data, error)
-            return dict(data)
+            return data
 
 
 class CaseQueue(IterableDataset):
@@ -90,7 +87,7 @@ class CaseQueue(IterableDataset):
         ahead: read the next case in a thread while the last one is worked on.
     """
 
-    def __init__(self, cases: Sequence[Case], transform: Any, ahead: bool = True) -> None:
+    def __init__(self, cases: Sequence[CaseFiles], transform: Any, ahead: bool = True) -> None:
         self.transform, self.ahead = transform, ahead
         self._left = deque(cases)
         self._pool = ThreadPoolExecutor(1, "read-ahead")
@@ -117,21 +114,21 @@ class CaseQueue(IterableDataset):
             if item is not None:
                 yield item
 
-    def _load(self, case: Case) -> Any:
+    def _load(self, case: CaseFiles) -> Any:
         if "error" in case:
             raise InputError(str(case["error"]))
-        return self.transform(dict(case))
+        return self.transform(case.copy())
 
 
 def remaining_cases(
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     settings: Mapping[str, Any],
     weights: Mapping[str, Any],
     seed: int | None = None,
     resume: bool = True,
     rank: int = 0,
     processes: int = 1,
-) -> list[Case]:
+) -> list[CaseFiles]:
     """Return this process's cases that are not done yet.
 
     Done is a case with a report of the same registration (files, their sizes and times of change, settings, weights,
@@ -157,11 +154,11 @@ def remaining_cases(
     return left
 
 
-def _is_complete(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None) -> bool:
+def _is_complete(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None) -> bool:
     folder = Path(case["case_dir"])
-    if not is_done(case, settings, weights):  # type: ignore[arg-type]
+    if not is_done(case, settings, weights):
         return False
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
     same_files = report.get("input_states") == file_states(input_paths(case))
     return same_files and report.get("seed") == seed and all((folder / name).exists() for name in report["outputs"])
 
@@ -170,7 +167,7 @@ def run_cohort(
     evaluator: Any,
     queue: CaseQueue,
     postprocessing: InBackground,
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     output_dir: str | os.PathLike[str],
     progress: bool = True,
     rank: int = 0,
@@ -192,17 +189,17 @@ def run_cohort(
     quiet_engine(evaluator)
     with alone_in(output_dir, rank):
         for case in cases:
-            sweep(case["case_dir"], OUTPUT_NAMES)
+            sweep_results(Path(case["case_dir"]))
         _run_all(evaluator, queue, postprocessing, len(cases), progress)
 
 
 def _run_all(evaluator: Any, queue: CaseQueue, postprocessing: InBackground, count: int, progress: bool) -> None:
     bar = tqdm(total=count, unit="pair", disable=not progress)
-    at_work: list[Case] = []
+    at_work: list[CaseFiles] = []
 
     def begin(engine: Engine) -> None:
         batch: Any = engine.state.batch
-        at_work[:] = [{key: batch[key][0] for key in ("case", "case_dir")}]
+        at_work[:] = [{"case": batch["case"][0], "case_dir": batch["case_dir"][0]}]
 
     def end(engine: Engine) -> None:
         at_work.clear()

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import ERROR_NAME
+from scripts.data.report import ERROR_NAME
 from scripts.utils.csv_tables import write_csv
 from scripts.utils.errors import InputError
 from scripts.utils.strict_json import write_report

@@ -24,32 +24,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from scripts.data.case import (
+    LANDMARKS,
+    SIDES,
+    CaseFiles,
+    FrameKey,
+    Modality,
+    ModalityKey,
+    PathKey,
+    RegionKey,
+    SeriesKey,
+    frame_of,
+    series_of,
+)
 from scripts.data.csv_lists import read_csv, read_text
-from scripts.data.header_checks import check_header
-from scripts.data.landmarks import check_space, read_landmark_pair, read_landmarks
+from scripts.data.header_checks import check_header, check_one_volume
+from scripts.data.image_file import ImageFile
+from scripts.data.landmarks import check_same_points, check_space, open_landmarks
 from scripts.data.learn2reg import is_learn2reg, learn2reg_entries
+from scripts.data.opened_files import OPENED, Kept
 from scripts.utils.errors import InputError
 from scripts.utils.paths import check_output_dir, existing_path, is_absent, stem
 from scripts.utils.suggestions import did_you_mean
 
-MODALITIES = {"ct": "ct", "mr": "mr", "mri": "mr"}
-IMAGES = ("fixed", "moving")
-MODALITY_KEYS = ("fixed_modality", "moving_modality")
-REGIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
-LANDMARKS = ("fixed_landmarks", "moving_landmarks")
-PATHS = (*IMAGES, *REGIONS, *LANDMARKS)
-SERIES = ("fixed_series", "moving_series")  # UID of a DICOM series
-FRAMES = ("frame", "fixed_frame", "moving_frame")  # of one image where they differ
-CASE_KEYS = ("case", *IMAGES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", *FRAMES, *SERIES)
+MODALITIES: dict[str, Modality] = {"ct": "ct", "mr": "mr", "mri": "mr"}
+MODALITY_KEYS: tuple[ModalityKey, ...] = ("fixed_modality", "moving_modality")
+REGIONS: tuple[RegionKey, ...] = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
+PATHS: tuple[PathKey, ...] = (*SIDES, *REGIONS, *LANDMARKS)
+SERIES: tuple[SeriesKey, ...] = ("fixed_series", "moving_series")  # UID of a DICOM series
+FRAMES: tuple[FrameKey, ...] = ("frame", "fixed_frame", "moving_frame")  # of one image where they differ
+CASE_KEYS = ("case", *SIDES, *MODALITY_KEYS, *REGIONS, *LANDMARKS, "landmark_space", *FRAMES, *SERIES)
 LONGEST_NAME = 200  # bytes of a case's name: file systems take 255, and "_2" or the like may be added
-ERROR_NAME = "error.json"  # of a case of a cohort that failed
-OUTPUT_NAMES = (  # of a case; report.json first: where it lies, the others are complete
-    *("report.json", "forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
-    *("warped_label.nii.gz", "warped_landmarks.csv", "jacobian_determinant.nii.gz", "overview.png"),
-    *("warped_moving_dicom", "confidence.nii.gz", "inconsistency_mm.nii.gz", "report.html", ERROR_NAME),
-)
 
 
 def load_cases(
@@ -71,11 +76,8 @@ def load_cases(
     moving_series: str | None = None,
     split: str = "validation",
     required: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[CaseFiles]:
     """Return the cases to register, all checked as far as that is cheap.
-
-    A case holds ``case``, ``case_dir``, ``fixed``, ``moving``, the two modalities ("ct" or "mr"), and those of
-    ``frame``, masks, labels and landmarks that were given; ``landmark_space`` where it is not LPS.
 
     Args:
         fixed: image to align to: a file, or a folder with one DICOM series.
@@ -129,27 +131,22 @@ def load_cases(
     folder = check_output_dir(output_dir)
     if is_absent(datalist):
         cases = [_case(given, "", Path())]
-        cases[0].update(case=_default_name(cases[0]), case_dir=str(folder))
+        cases[0] |= {"case": _default_name(cases[0]), "case_dir": str(folder)}
     else:
         cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder, split)
+    known: dict[Any, Kept] = {}
     for case in cases:
-        _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ")
+        case[OPENED] = _check_case(case, "" if is_absent(datalist) else f"case '{case['case']}': ", known)
     return cases
 
 
-def require_cases(cases: list[dict[str, Any]]) -> None:
+def require_cases(cases: Sequence[CaseFiles]) -> None:
     """Refuse to run without a case; for workflows whose cases are loaded with ``required=False``."""
     if not cases:
         load_cases(required=True)
 
 
-def frame_of(case: Mapping[Any, Any], key: str) -> int | None:
-    """Return the frame to take of the file of a case entry, of a 4-D file."""
-    frame = case.get(f"{key.partition('_')[0]}_frame", case.get("frame"))
-    return None if frame is None else int(frame)
-
-
-def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path, split: str) -> list[dict[str, Any]]:
+def _cases_of_list(path: str, defaults: Mapping[str, Any], output_dir: Path, split: str) -> list[CaseFiles]:
     rows = read_datalist(path, split)
     return cases_of_rows(rows, f"datalist '{path}', ", Path(path).resolve().parent, defaults, output_dir)
 
@@ -161,7 +158,8 @@ def cases_of_rows(
     defaults: Mapping[str, Any],
     output_dir: Path,
     isolate: bool = False,
-) -> list[dict[str, Any]]:
+    opened: Sequence[ImageFile] = (),
+) -> list[CaseFiles]:
     """Return the cases of a list's rows, each with its name and folder.
 
     Args:
@@ -171,9 +169,11 @@ def cases_of_rows(
         defaults: entries of rows that lack them.
         output_dir: holds the cases' folders.
         isolate: a row that can't be used becomes a case with ``error`` and no files, instead of ending the whole.
+        opened: files of the rows whose headers were read before.
     """
-    cases: list[dict[str, Any]] = []
+    cases: list[CaseFiles] = []
     names: dict[str, int] = {}
+    known: dict[Any, Kept] = {(file.path, file.series): Kept.of(file) for file in opened}
     for number, row in enumerate(rows, start=1):
         where = f"{where_from}case {number}: "
         try:
@@ -193,10 +193,10 @@ def cases_of_rows(
                 count += 1
             name = f"{name}_{count}"
         names[name] = number
-        case.update(case=name, case_dir=str(output_dir / name))
+        case |= {"case": name, "case_dir": str(output_dir / name)}
         if isolate and "error" not in case:
             try:
-                _check_case(case, "")
+                case[OPENED] = _check_case(case, "", known)
             except InputError as error:
                 case["error"] = str(error)
         cases.append(case)
@@ -240,56 +240,68 @@ def read_datalist(path: str, split: str = "validation") -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not is_absent(value)} for row in rows]
 
 
-def _case(values: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
+def _case(values: Mapping[str, Any], where: str, base: Path) -> CaseFiles:
     """Return the entries of one case, in their final types, with existing absolute or given paths."""
-    case: dict[str, Any] = {}
-    for key in IMAGES:
-        if key not in values:
-            raise InputError(f"{where}{key} is missing; give --{key} FILE (or '{key}' in the datalist)")
+    case: CaseFiles = {}
+    for side in SIDES:
+        if side not in values:
+            raise InputError(f"{where}{side} is missing; give --{side} FILE (or '{side}' in the datalist)")
     for key in PATHS:
         if key in values:
             case[key] = existing_path(f"{where}{key}", values[key], base)
-    for key in MODALITY_KEYS:
-        if key not in values:
-            raise InputError(f"{where}{key} is missing; give --{key} ct or mr")
-        modality = str(values[key]).strip().lower()
+    for modality_key in MODALITY_KEYS:
+        if modality_key not in values:
+            raise InputError(f"{where}{modality_key} is missing; give --{modality_key} ct or mr")
+        modality = str(values[modality_key]).strip().lower()
         if modality not in MODALITIES:
-            raise InputError(f"{where}{key} '{values[key]}' is unknown; give ct or mr")
-        case[key] = MODALITIES[modality]
+            raise InputError(f"{where}{modality_key} '{values[modality_key]}' is unknown; give ct or mr")
+        case[modality_key] = MODALITIES[modality]
     if str(values.get("landmark_space", "LPS")).upper() != "LPS":
         case["landmark_space"] = check_space(values["landmark_space"])
-    for key in SERIES:
-        if isinstance(values.get(key), float):
+    for series in SERIES:
+        if isinstance(values.get(series), float):
             raise InputError(
-                f"{where}{key}: '{values[key]}' was read as a number, which drops zeros; write --{key} \"'UID'\" in"
-                " two pairs of quotes, or the whole UID"
+                f"{where}{series}: '{values[series]}' was read as a number, which drops zeros; write --{series}"
+                " \"'UID'\" in two pairs of quotes, or the whole UID"
             )
-        if key in values:
-            case[key] = str(values[key]).strip()
-    for key in FRAMES:
-        if key in values:
-            case[key] = _frame(key, values[key], where)
+        if series in values:
+            case[series] = str(values[series]).strip()
+    for frame in FRAMES:
+        if frame in values:
+            case[frame] = _frame(frame, values[frame], where)
     return case
 
 
-def _check_case(case: Mapping[str, Any], where: str) -> None:
-    for key in (*IMAGES, *REGIONS):
-        if key in case:
-            check_header(where + key, case[key], frame_of(case, key), case.get(f"{key}_series"))
-    space, any_affine = case.get("landmark_space", "LPS"), torch.eye(4)
-    if all(key in case for key in LANDMARKS):
-        read_landmark_pair(case["fixed_landmarks"], case["moving_landmarks"], space, any_affine, any_affine)
-    else:
-        for key in LANDMARKS:
-            if key in case:
-                read_landmarks(case[key], space, any_affine)
+def _check_case(case: CaseFiles, where: str, known: dict[Any, Kept]) -> dict[str, Kept]:
+    """Check the files of a case and return them, opened, by their keys.
+
+    Args:
+        case: one of a list.
+        where: begins messages.
+        known: files that were opened for other cases of the list; gets those of this one.
+
+    Raises:
+        InputError: a file can't be used.
+    """
+    opened: dict[str, Kept] = {}
+    for key in (*SIDES, *REGIONS):
+        if key not in case:
+            continue
+        path, frame, series = case[key], frame_of(case, key), series_of(case, key)
+        if (path, series) in known:
+            check_one_volume(where + key, path, known[path, series].restore().header, frame)
+        else:
+            known[path, series] = Kept.of(check_header(where + key, path, frame, series))
+        opened[key] = known[path, series]
+    space = case.get("landmark_space", "LPS")
+    marks = [open_landmarks(case[name], space) for name in LANDMARKS if name in case]
+    if len(marks) == len(LANDMARKS):
+        check_same_points(*marks)
+    opened |= {name: Kept.of(file) for name, file in zip((n for n in LANDMARKS if n in case), marks, strict=True)}
     case_dir = Path(case["case_dir"])
     if case_dir.exists() and not case_dir.is_dir():
         raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")
-    for key in PATHS:
-        path = Path(case[key]).resolve() if key in case else None
-        if path and path.name in OUTPUT_NAMES and path.parent == case_dir.resolve():
-            raise InputError(f"{where}{key} '{case[key]}' would be overwritten by the result; give another output_dir")
+    return opened
 
 
 def _frame(key: str, value: Any, where: str) -> int:
@@ -299,10 +311,10 @@ def _frame(key: str, value: Any, where: str) -> int:
     return int(text)
 
 
-def _default_name(case: Mapping[str, Any], otherwise: str = "case") -> str:
-    if not all(key in case for key in IMAGES):
+def _default_name(values: Mapping[str, Any], otherwise: str = "case") -> str:
+    if not all(side in values for side in SIDES):
         return otherwise
-    name = f"{stem(str(case['moving']))}_to_{stem(str(case['fixed']))}"
+    name = f"{stem(str(values['moving']))}_to_{stem(str(values['fixed']))}"
     return shortened(re.sub(r"[^\w.+-]+", "_", name).lstrip(".")) or otherwise
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from scripts.data.dicom_order import Stack, even_places, in_order, stack, withou
 from scripts.data.dicom_voxels import read_values, values_type
 from scripts.data.header import Header
 from scripts.utils.errors import InputError, InputFileError
+from scripts.utils.regular_files import read_start
 
 READ_TAGS: list[BaseTag] = [Tag(name) for name in (*TAGS, *NM_VOLUMES)]
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -59,12 +61,16 @@ class Series(NamedTuple):
         return f"{self.uid[:64]} ({self.modality[:16]} '{self.description[:64]}', {self.files} files)"
 
 
-def is_dicom(path: str) -> bool:
-    """Tell whether a file is DICOM: by its preamble, its name, or its first tag if it has no preamble."""
+def is_dicom(path: str, start: bytes | None = None) -> bool:
+    """Tell whether a file is DICOM: by its preamble, its name, or its first tag if it has no preamble.
+
+    Args:
+        path: file or folder.
+        start: first bytes of the file, where the caller has them already.
+    """
     if not Path(path).is_file():
         return False
-    with open(path, "rb") as file:
-        start = file.read(132)
+    start = (read_start(path) if start is None else start)[:132]
     return (
         start[128:] == b"DICM"
         or (path.lower().endswith(NAMES) and not start.startswith((b"\x1f\x8b", b"NRRD", b"n+1")))
@@ -200,8 +206,27 @@ def _usable(series: Series, broken: Sequence[str]) -> Series:
     return series._replace(warnings=(*series.warnings, line))
 
 
-def series_header(path: str, uid: str | None = None) -> Header:
-    """Return the header of the volume that :func:`read_series` reads; no voxel is read.
+@dataclass(frozen=True)
+class SeriesVoxels:
+    """The voxels of a series whose headers were read."""
+
+    series: Series
+    grid: Stack
+
+    def read(self) -> Any:
+        """Return the voxels as an ITK image without geometry; slices with uneven gaps are resampled to even ones.
+
+        Raises:
+            InputFileError: naming the file whose voxels can't be read.
+        """
+        values = read_values(self.series.slices)
+        if not self.grid.is_even:
+            values = _even(values, self.grid.places, self.grid.spacing[2])
+        return itk.image_from_array(values)
+
+
+def open_series(path: str, uid: str | None = None) -> tuple[Header, SeriesVoxels]:
+    """Return the header of the volume of a series, and what reads its voxels; no voxel is read.
 
     Args:
         path: folder, or one DICOM file.
@@ -210,11 +235,12 @@ def series_header(path: str, uid: str | None = None) -> Header:
     Raises:
         InputError: there is no such series, or it is no regular volume.
     """
-    return _header(path, choose_series(path, uid))[0]
-
-
-def _header(path: str, series: Series) -> tuple[Header, Stack]:
+    series = choose_series(path, uid)
     grid = stack(path, series.uid, series.slices)
+    return _header(path, series, grid), SeriesVoxels(series, grid)
+
+
+def _header(path: str, series: Series, grid: Stack) -> Header:
     warnings = [*series.warnings, *grid.warnings]
     if any(one.photometric.strip().upper() == "MONOCHROME1" for one in series.slices):
         warnings.append(
@@ -226,7 +252,7 @@ def _header(path: str, series: Series) -> tuple[Header, Stack]:
             f"'{path}': only the first frame of the series {series.uid} has a position: the others are placed"
             f" every {grid.spacing[2]:g} mm along the normal, by SpacingBetweenSlices"
         )
-    header = Header(
+    return Header(
         shape=grid.shape,
         spacing=grid.spacing,
         direction=grid.direction,
@@ -235,29 +261,6 @@ def _header(path: str, series: Series) -> tuple[Header, Stack]:
         dtype=values_type(series.slices).name,
         warnings=tuple(warnings),
     )
-    return header, grid
-
-
-def read_series(path: str, uid: str | None = None) -> tuple[Any, Header]:
-    """Read a series into an ITK image, with its header; slices with uneven gaps are resampled to even ones.
-
-    Args:
-        path: folder, or one DICOM file.
-        uid: which series of the folder.
-
-    Raises:
-        InputError: see :func:`series_header`; or voxels that can't be read.
-    """
-    series = choose_series(path, uid)
-    header, grid = _header(path, series)
-    values = read_values(series.slices)
-    if not grid.is_even:
-        values = _even(values, grid.places, header.spacing[2])
-    image = itk.image_from_array(values)
-    image.SetOrigin(header.origin)
-    image.SetSpacing(header.spacing)
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(header.direction)))
-    return image, header
 
 
 def _even(values: np.ndarray, places: np.ndarray, gap: float) -> np.ndarray:

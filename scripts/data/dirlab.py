@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scripts.data.nifti_writing import write_nifti
+from scripts.geometry.world_axes import SIGNS
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError
 
@@ -110,7 +111,7 @@ def convert_dirlab(folder: Path, out: Path) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"case": case, "subject": case}
         for side in IMAGES:
             image, points = out / f"{case}_{side}.nii.gz", out / f"{case}_{side}.csv"
-            affine = np.diag([*(-n for n in CASES[case].spacing_mm[:2]), CASES[case].spacing_mm[2], 1.0])
+            affine = np.diag([*(SIGNS * CASES[case].spacing_mm), 1.0])
             write_nifti(image, [read_raw(complete[case][side], CASES[case].size)], affine)
             write_points(points, read_points(complete[case][f"{side}_landmarks"], CASES[case]))
             entry |= {side: str(image), f"{side}_modality": "ct", f"{side}_landmarks": str(points)}

@@ -32,6 +32,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.geometry.world_axes import LPS_RAS, SIGNS
+
 Points = NDArray[np.float64]  # (..., 3)
 
 FIXED_CENTER = np.array([12.0, -31.0, -140.0])  # mm: where the torso's center lies in each image
@@ -89,7 +91,7 @@ def _oblique(degrees_z: float, degrees_x: float) -> NDArray[np.float64]:
 
 
 FIXED_GRID = Grid((100, 88, 80), (1.5, 1.5, 2.5), _oblique(9, -6), FIXED_CENTER + np.array([1.0, -2.0, 3.0]))
-MOVING_GRID = Grid((94, 90, 104), (1.7, 1.6, 2.0), np.diag([-1.0, -1.0, 1.0]), MOVING_CENTER + np.array([-2, 2, -3]))
+MOVING_GRID = Grid((94, 90, 104), (1.7, 1.6, 2.0), np.diag(SIGNS), MOVING_CENTER + np.array([-2, 2, -3]))
 
 
 def true_forward(points: Points) -> Points:
@@ -204,7 +206,7 @@ def write_example(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _nifti(values: NDArray, grid: Grid) -> bytes:
-    affine_ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine  # NIfTI's world is RAS
+    affine_ras = LPS_RAS.numpy() @ grid.affine  # NIfTI's world is RAS
     image = nib.Nifti1Image(values, affine_ras)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine_ras, code="scanner")

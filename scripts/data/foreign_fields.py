@@ -22,11 +22,11 @@ import numpy as np
 from scripts.data.field_formats import fsl_affine
 from scripts.data.field_kinds import DISPLACEMENTS, EXPECTED, Kind, check_nrrd_vectors, nifti_kind
 from scripts.data.header import Header
+from scripts.data.image_file import ImageFile, open_image
+from scripts.data.itk_reading import ItkVoxels
 from scripts.data.itk_resampling import Grid, header_grid
-from scripts.data.nifti_reading import read_nifti
-from scripts.data.reading import read_file, read_header
-from scripts.data.volume_integrity import nifti_header
-from scripts.geometry.world_axes import LPS_RAS
+from scripts.data.nifti_reading import NiftiVoxels, read_nifti
+from scripts.geometry.world_axes import SIGNS
 from scripts.utils.errors import InputFileError
 from scripts.utils.itk_messages import itk_reason
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 ABSOLUTE_RESIDUAL = 1 / 3  # what coordinates leave, relative to themselves, without those of their own voxels
 CHECKED_AT_MOST = 24  # voxels along each axis, to tell coordinates from displacements
-_FLIP = LPS_RAS.diagonal()[:3].numpy()  # of components: from RAS to LPS, and back
+_FLIP = SIGNS  # of components: from RAS to LPS, and back
 
 
 def read_field(path: str, moving: Grid | None = None) -> tuple[np.ndarray, Header]:
@@ -50,9 +50,11 @@ def read_field(path: str, moving: Grid | None = None) -> tuple[np.ndarray, Heade
     Raises:
         InputFileError: the file can't be read, is no field, or its numbers can be taken in more than one way.
     """
-    header, raw = read_header(path), nifti_header(path)
+    opened = open_image(path)
+    header = opened.header
+    raw = opened.voxels.raw if isinstance(opened.voxels, (NiftiVoxels, ItkVoxels)) else None
     if raw is None:
-        kind, values = DISPLACEMENTS, _image_values(path)
+        kind, values = DISPLACEMENTS, _image_values(opened)
         check_nrrd_vectors(path)
     else:
         kind = nifti_kind(path, raw, header)
@@ -85,15 +87,15 @@ def _nifti_values(path: str, raw: Any) -> np.ndarray:
     return values if values.dtype.kind == "f" and values.dtype.itemsize >= 4 else values.astype(np.float64)
 
 
-def _image_values(path: str) -> np.ndarray:
+def _image_values(opened: ImageFile) -> np.ndarray:
     """Return the numbers of a field (I, J, K, 3) of another format, which ITK reads as they are written."""
     try:
-        image = read_file(path)
+        image = opened.read().image
     except RuntimeError as error:
-        raise InputFileError(f"transform '{path}' can't be read: {itk_reason(error)}") from error
+        raise InputFileError(f"transform '{opened.path}' can't be read: {itk_reason(error)}") from error
     if image.GetImageDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
         raise InputFileError(
-            f"transform '{path}' is an image with {image.GetNumberOfComponentsPerPixel()} values a voxel and"
+            f"transform '{opened.path}' is an image with {image.GetNumberOfComponentsPerPixel()} values a voxel and"
             f" {image.GetImageDimension()} axes; a displacement field is 3-D with 3 values (LPS mm)"
         )
     return itk.array_from_image(image).transpose(2, 1, 0, 3)

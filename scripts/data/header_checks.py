@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from scripts.data.reading import Header, read_header
+from scripts.data.header import Header
+from scripts.data.image_file import ImageFile, open_image
 from scripts.data.volumes import shape_text
 from scripts.utils.errors import InputError
 
 
-def check_header(option: str, path: str, frame: int | None = None, series: str | None = None) -> Header:
-    """Check that a file is one 3-D volume of scalars with a usable geometry, reading its header only.
+def check_header(option: str, path: str, frame: int | None = None, series: str | None = None) -> ImageFile:
+    """Return a file, opened, that is one 3-D volume of scalars with a usable geometry; only its header is read.
 
     Args:
         option: name of the option, for the message.
@@ -32,9 +33,25 @@ def check_header(option: str, path: str, frame: int | None = None, series: str |
         InputError: the message names option and path and says what to do.
     """
     try:
-        header = read_header(path, series)
+        opened = open_image(path, series)
     except InputError as error:
         raise type(error)(f"{option}: {error}") from error
+    check_one_volume(option, path, opened.header, frame)
+    return opened
+
+
+def check_one_volume(option: str, path: str, header: Header, frame: int | None = None) -> None:
+    """Check that a header is that of one 3-D volume of scalars with a usable geometry.
+
+    Args:
+        option: name of the option, for the message.
+        path: file, for the message.
+        header: of the file.
+        frame: volume to take of a 4-D file, from 0.
+
+    Raises:
+        InputError: the message names option and path and says what to do.
+    """
     named = f"{option}: '{path}'"
     if header.components > 1:
         raise InputError(
@@ -60,7 +77,6 @@ def check_header(option: str, path: str, frame: int | None = None, series: str |
         raise InputError(f"{named} has the spacing {shape_text_mm(spacing)}; it must be above zero: repair the header")
     if not abs(np.linalg.det(header.direction[:3, :3])) >= 1e-6:
         raise InputError(f"{named} has axes that do not span space (non-invertible affine); repair the header")
-    return header
 
 
 def shape_text_mm(spacing: np.ndarray) -> str:

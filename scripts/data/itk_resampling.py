@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from scripts.data.header import Header
+from scripts.data.image_file import ImageFile, Volume, open_image
 from scripts.data.itk_images import array_to_itk, field_ras, lps_geometry
 from scripts.data.modality import outside_value
-from scripts.data.reading import Volume, read_volume
 from scripts.geometry.warping import cast
 from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputError
@@ -43,13 +43,22 @@ class Grid(NamedTuple):
     """NIfTI's code of that world."""
 
 
-def read_scalars(path: str) -> Volume:
+def read_scalars(file: str | ImageFile) -> Volume:
     """Read an image file, 3-D or 4-D, or the DICOM series of a folder, as an ITK image with its header.
 
-    Raises:
-        InputError: more than one value a voxel, another number of axes, or see :func:`scripts.data.reading.read_volume`.
+        Args:
+            file: path, or the file that was opened.
+
+        Raises:
+            InputError: more than one value a voxel, another number of axes, or see
+    <<<<<<< HEAD
+                :func:`scripts.data.image_file.open_image`.
+    =======
+                :func:`scripts.data.reading.read_volume`.
+    >>>>>>> main
     """
-    volume = read_volume(path)
+    opened = open_image(file) if isinstance(file, str) else file
+    path, volume = opened.path, opened.read()
     image = volume.image
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"'{path}' has {image.GetNumberOfComponentsPerPixel()} values per voxel; give one with one")

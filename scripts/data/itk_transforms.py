@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scripts.data.nifti_writing import write_nifti
 from scripts.geometry.grid_transform import GridTransform
-from scripts.geometry.world_axes import LPS_RAS
+from scripts.geometry.world_axes import LPS_RAS, SIGNS
 from scripts.utils.atomic import replacing, reserve, unwritable
 from scripts.utils.tensors import plain
 
@@ -126,6 +126,7 @@ def write_displacement_field(
     Raises:
         InputError: the file can't be written.
     """
-    x, y, z = plain(displacement_mm)
-    components = (component.numpy() for component in (-x, -y, z))  # RAS -> LPS
+    components = (
+        -part.numpy() if sign < 0 else part.numpy() for sign, part in zip(SIGNS, plain(displacement_mm), strict=True)
+    )
     write_nifti(path, components, plain(affine_ras).numpy(), vector=True, xform_code=xform_code)

@@ -18,6 +18,10 @@ import itk
 import numpy as np
 
 _READ_AS = {"char": "SS", **dict.fromkeys(("long", "unsigned_long", "long_long", "unsigned_long_long"), "D")}
+_ITK = {
+    **{"unsigned_char": "UC", "unsigned_short": "US", "short": "SS", "unsigned_int": "UI", "int": "SI"},
+    **{"float": "F", "double": "D"},
+}
 _NUMPY = {
     **{
         "unsigned_char": "uint8",
@@ -38,17 +42,12 @@ _NUMPY = {
 _LACKING = {"int8": np.int16, "int64": np.float64, "uint64": np.float64}
 
 
-def readable_type(image_io: Any) -> Any:
-    """Return the type to read a file as, or None for its own.
+def readable_type(component: str) -> Any:
+    """Return the type of voxels to read a component type of ITK's readers as, or None where ITK has to choose.
 
     float64 holds what the checks of labels let pass of 64-bit integers.
-
-    Args:
-        image_io: ITK's reader, with the header read.
     """
-    if image_io.GetNumberOfComponents() != 1:
-        return None
-    return getattr(itk, _READ_AS.get(image_io.GetComponentTypeAsString(image_io.GetComponentType()), ""), None)
+    return getattr(itk, {**_ITK, **_READ_AS}.get(component, ""), None)
 
 
 def numpy_type_name(component: str) -> str:

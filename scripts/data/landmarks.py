@@ -21,18 +21,21 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.data.opened_files import opened_file
 from scripts.data.point_formats import read_point_file
 from scripts.geometry.grid_transform import GridTransform
 from scripts.geometry.world_axes import flip_lps_ras
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError, InputFileError
+from scripts.utils.regular_files import file_state
 
 SPACES = ("LPS", "RAS", "VOXEL")
 AXES = ("x", "y", "z")
@@ -66,6 +69,68 @@ def check_space(landmark_space: str) -> str:
     return space
 
 
+@dataclass(frozen=True, eq=False)
+class LandmarkFile:
+    """A landmark file that was read, before its points are placed in the world."""
+
+    path: str
+    landmark_space: str
+    """That was asked for: LPS, RAS or VOXEL."""
+    points: np.ndarray
+    """(N, 3), float64, world RAS mm; for ``in_voxels`` voxels (i, j, k)."""
+    in_voxels: bool
+    extra: tuple[dict[str, str], ...]
+    state: str
+    """Of :func:`scripts.utils.regular_files.file_state`, before the file was read."""
+
+    def is_current(self) -> bool:
+        """Tell whether the file is still the one that was read."""
+        return file_state(self.path) == self.state
+
+    def landmarks(self, affine_ras: Tensor | None = None) -> Landmarks:
+        """Return the points in the world.
+
+        Args:
+            affine_ras: (4, 4), voxel (i, j, k) of the landmarks' image -> world RAS mm; needed for "voxel".
+        """
+        points = torch.from_numpy(self.points)
+        if not self.in_voxels:
+            return Landmarks(points, self.extra)
+        if affine_ras is None:
+            raise ValueError("read_landmarks: landmark_space 'voxel' needs the affine of the image")
+        affine = torch.as_tensor(affine_ras, dtype=torch.float64).cpu()
+        return Landmarks(points @ affine[:3, :3].T + affine[:3, 3], self.extra)
+
+
+def open_landmarks(path: str | os.PathLike[str], landmark_space: str = "LPS") -> LandmarkFile:
+    """Read a landmark file; the space that it states itself goes before ``landmark_space``.
+
+    Args:
+        path: see :func:`read_landmarks`.
+        landmark_space: see :func:`read_landmarks`.
+
+    Raises:
+        InputError: as :func:`read_landmarks`.
+    """
+    space, name = check_space(landmark_space), str(path)
+    state = file_state(name) if os.path.exists(name) else ""  # what reads it tells that it is not there
+    found = read_point_file(name, space)
+    if found is not None:
+        if found.not_placed:
+            raise InputError(
+                f"landmarks '{path}': the point '{found.not_placed[0]}' was not placed (positionStatus); place it,"
+                " or delete it in both files"
+            )
+        points, extra = flip_lps_ras(torch.from_numpy(found.points)), found.extra
+    elif space == "VOXEL":
+        points = _read_voxels(path)
+        extra = ({},) * len(points)
+    else:
+        points, extra = (landmarks := read_csv_landmarks(path)).points_ras_mm, landmarks.extra
+        points = flip_lps_ras(points) if space == "LPS" else points
+    return LandmarkFile(name, space, points.numpy(), found is None and space == "VOXEL", extra, state)
+
+
 def read_landmarks(
     path: str | os.PathLike[str], landmark_space: str = "LPS", affine_ras: Tensor | None = None
 ) -> Landmarks:
@@ -81,23 +146,17 @@ def read_landmarks(
         InputError: unknown space, no such columns, no points, a point that was not placed, or a coordinate that is not
             a finite number.
     """
-    space = check_space(landmark_space)
-    found = read_point_file(str(path), space)
-    if found is not None:
-        if found.not_placed:
-            raise InputError(
-                f"landmarks '{path}': the point '{found.not_placed[0]}' was not placed (positionStatus); place it,"
-                " or delete it in both files"
-            )
-        return Landmarks(flip_lps_ras(torch.from_numpy(found.points)), found.extra)
-    if space == "VOXEL":
-        if affine_ras is None:
-            raise ValueError("read_landmarks: landmark_space 'voxel' needs the affine of the image")
-        affine = torch.as_tensor(affine_ras, dtype=torch.float64).cpu()
-        voxels = _read_voxels(path)
-        return Landmarks(voxels @ affine[:3, :3].T + affine[:3, 3], tuple({} for _ in voxels))
-    landmarks = read_csv_landmarks(path)
-    return Landmarks(flip_lps_ras(landmarks.points_ras_mm), landmarks.extra) if space == "LPS" else landmarks
+    return open_landmarks(path, landmark_space).landmarks(affine_ras)
+
+
+def case_landmarks(case: Mapping[Any, Any], key: str, landmark_space: str = "LPS") -> LandmarkFile:
+    """Return the landmark file of a case entry: as it was read when the case was checked, if it was.
+
+    Raises:
+        InputError: as :func:`read_landmarks`.
+    """
+    space, opened = check_space(landmark_space), opened_file(case, key, str(case[key]))
+    return opened if opened is not None and opened.landmark_space == space else open_landmarks(case[key], space)
 
 
 def read_csv_landmarks(path: str | os.PathLike[str]) -> Landmarks:
@@ -137,26 +196,17 @@ def read_csv_landmarks(path: str | os.PathLike[str]) -> Landmarks:
     return Landmarks(torch.tensor(points, dtype=torch.float64), tuple(extra))
 
 
-def read_landmark_pair(
-    fixed_path: str | os.PathLike[str],
-    moving_path: str | os.PathLike[str],
-    landmark_space: str = "LPS",
-    fixed_affine_ras: Tensor | None = None,
-    moving_affine_ras: Tensor | None = None,
-) -> tuple[Landmarks, Landmarks]:
-    """Read the same landmarks marked in both images; the affines are needed for space "voxel".
+def check_same_points(fixed: LandmarkFile, moving: LandmarkFile) -> None:
+    """Refuse the landmarks of a pair that differ in their number of points.
 
     Raises:
-        InputError: as :func:`read_landmarks`, or the files differ in their number of points.
+        InputError: naming both files.
     """
-    fixed = read_landmarks(fixed_path, landmark_space, fixed_affine_ras)
-    moving = read_landmarks(moving_path, landmark_space, moving_affine_ras)
-    if len(fixed.extra) != len(moving.extra):
+    if len(fixed.points) != len(moving.points):
         raise InputError(
-            f"fixed_landmarks '{fixed_path}' has {len(fixed.extra)} points and moving_landmarks '{moving_path}'"
-            f" {len(moving.extra)}; give the same landmarks in the same order"
+            f"fixed_landmarks '{fixed.path}' has {len(fixed.points)} points and moving_landmarks '{moving.path}'"
+            f" {len(moving.points)}; give the same landmarks in the same order"
         )
-    return fixed, moving
 
 
 def _read_voxels(path: str | os.PathLike[str]) -> Tensor:

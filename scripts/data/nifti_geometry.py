@@ -23,6 +23,7 @@ import numpy as np
 from nibabel.quaternions import quat2mat
 
 from scripts.data.header_geometry import AGREE_VOXELS, corner_gap_mm, without_shear
+from scripts.geometry.world_axes import SIGNS
 from scripts.utils.errors import InputFileError
 
 XFORM_CODES = range(6)
@@ -78,7 +79,7 @@ def nifti_geometry(path: str, header: Any, shape: tuple[int, ...]) -> NiftiGeome
     else:
         if not (pixdim > 0).all():
             raise InputFileError(f"'{path}' has pixdim = {_text(pixdim)} and no affine in its header; repair it")
-        affine, code = np.diag([-pixdim[0], -pixdim[1], pixdim[2], 1.0]), 0
+        affine, code = np.diag([*(SIGNS * pixdim[:3]), 1.0]), 0
         said.append(
             f"'{path}' records no orientation (qform_code and sform_code are 0): left and right, and its"
             " place, are unknown; its axes are taken for left, posterior and superior, as ITK and 3D Slicer do, where"

@@ -17,17 +17,21 @@ from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import itk
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import array_from_file
 
 from scripts.data.header import Header
+from scripts.data.itk_types import to_itk_type
 from scripts.data.nifti_geometry import nifti_geometry, time_step
 from scripts.data.nifti_writing import GzipFile
 from scripts.data.volume_integrity import check_begin, check_claim, check_nifti_numbers, voxel_file
+from scripts.geometry.world_axes import SIGNS
 from scripts.utils.errors import InputFileError
 
 _DEEPEST = 3
@@ -44,8 +48,7 @@ def nifti_file_header(path: str, raw: Any) -> Header:
     check_claim(path, shape, dtype.itemsize * (1 if dtype.names else components))
     full = (*shape, 1, 1)[:3]
     geometry = nifti_geometry(path, raw, full)
-    flip = np.diag([-1.0, -1.0, 1.0])  # RAS -> LPS
-    axes = flip @ geometry.affine[:3, :3]
+    axes = np.diag(SIGNS) @ geometry.affine[:3, :3]
     spacing, direction = np.linalg.norm(axes, axis=0), np.eye(len(shape))
     count = min(len(shape), _DEEPEST)
     direction[:count, :count] = (axes / spacing)[:count, :count]
@@ -54,12 +57,47 @@ def nifti_file_header(path: str, raw: Any) -> Header:
         shape=shape,
         spacing=(*(float(value) for value in spacing[:count]), *(time_step(raw),) * more),
         direction=direction,
-        origin=(*(float(value) for value in (flip @ geometry.affine[:3, 3])[:count]), *(0.0,) * more),
+        origin=(*(float(value) for value in (SIGNS * geometry.affine[:3, 3])[:count]), *(0.0,) * more),
         components=components,
         dtype="" if dtype.names else _scaled_type(dtype, *_scale(path, raw)).name,  # colors have no single type
         xform_code=geometry.code,
         warnings=geometry.warnings,
     )
+
+
+@dataclass(frozen=True)
+class NiftiVoxels:
+    """The voxels of a NIfTI file whose header was read."""
+
+    path: str
+    raw: Any
+    """The header, as nibabel has it, unchecked."""
+    has_colors: bool
+    is_vector: bool
+
+    def read(self) -> Any:
+        """Return the voxels as an ITK image without geometry.
+
+        Raises:
+            InputFileError: the file is cut off or damaged, or has colors.
+        """
+        if self.has_colors:
+            raise InputFileError(f"'{self.path}' has colors; give an image with one value per voxel")
+        values = to_itk_type(read_nifti(self.path, self.raw))
+        axes = values.ndim - self.is_vector
+        order = (*range(axes)[::-1], *((axes,) if self.is_vector else ()))
+        return itk.image_from_array(np.ascontiguousarray(values.transpose(order)), is_vector=self.is_vector)
+
+
+def open_nifti(path: str, raw: Any) -> tuple[Header, NiftiVoxels]:
+    """Return the header of a NIfTI file, and what reads its voxels.
+
+    Raises:
+        InputFileError: see :func:`nifti_file_header`.
+    """
+    header = nifti_file_header(path, raw)
+    is_vector = header.components > 1
+    return header, NiftiVoxels(path, raw, is_vector and header.dtype == "", is_vector)
 
 
 def read_nifti(path: str, raw: Any) -> np.ndarray:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import nibabel as nib
 import numpy as np
 
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.atomic import replacing
 
 try:
@@ -77,6 +78,4 @@ def write_nifti(
 
 def _is_without_world(affine_ras: np.ndarray) -> bool:
     """Tell whether an affine is the one that ITK takes a header with both codes 0 for."""
-    return bool(
-        np.allclose(affine_ras, np.diag([-1, -1, 1, 1]) @ np.diag(np.linalg.norm(affine_ras, axis=0)), atol=1e-6)
-    )
+    return bool(np.allclose(affine_ras, LPS_RAS.numpy() @ np.diag(np.linalg.norm(affine_ras, axis=0)), atol=1e-6))

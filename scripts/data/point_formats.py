@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import itk
 import numpy as np
 
+from scripts.geometry.world_axes import signs_to_lps
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.itk_messages import itk_reason
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _LEAST_POINT = 6  # bytes of a point in VTK: three numbers and what parts them
 _SLICER_SPACES = {"LPS": "LPS", "1": "LPS", "RAS": "RAS", "0": "RAS"}
-_TO_LPS = {"LPS": np.array([1.0, 1.0, 1.0]), "RAS": np.array([-1.0, -1.0, 1.0])}  # and back
+_TO_LPS = {space: signs_to_lps(space) for space in ("LPS", "RAS")}  # and back
 _MM = ("mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 

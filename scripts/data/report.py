@@ -17,13 +17,16 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from monai.data import MetaTensor
 
+from scripts.data.case import Case, CaseFiles
 from scripts.utils.memory import peak_gpu_memory_mib, peak_memory_mib
 from scripts.utils.versions import versions
 
+REPORT_NAME = "report.json"
+ERROR_NAME = "error.json"  # instead of the report, of a case of a cohort that failed
 INPUTS = (
     *("fixed", "moving", "fixed_modality", "moving_modality", "frame", "fixed_frame", "moving_frame"),
     *("fixed_series", "moving_series", "landmark_space"),
@@ -32,11 +35,11 @@ INPUTS = (
 )
 
 
-def input_paths(data: Mapping[Any, Any]) -> dict[str, Any]:
+def input_paths(data: CaseFiles | Case) -> dict[str, Any]:
     """Return what the case was made of: paths (of loaded volumes too) and modalities."""
-    found: dict[str, Any] = {}
+    entries, found = cast(Mapping[str, Any], data), dict[str, Any]()
     for key in INPUTS:
-        value = data.get(key)
+        value = entries.get(key)
         if isinstance(value, MetaTensor):
             value = value.meta.get("filename_or_obj")
         if isinstance(value, (str, int, os.PathLike)):
@@ -44,9 +47,10 @@ def input_paths(data: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def input_warnings(data: Mapping[Any, Any]) -> list[str]:
+def input_warnings(data: Case) -> list[str]:
     """Return what was said of the case's loaded images, each line once: ``warnings`` of their meta data."""
-    volumes = [data[key] for key in INPUTS if isinstance(data.get(key), MetaTensor)]
+    entries = cast(Mapping[str, Any], data)
+    volumes = [entries[key] for key in INPUTS if isinstance(entries.get(key), MetaTensor)]
     return list(dict.fromkeys(str(line) for volume in volumes for line in volume.meta.get("warnings") or ()))
 
 
@@ -78,18 +82,17 @@ def file_states(inputs: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def build_report(
-    data: Mapping[Any, Any], settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None
+    data: Case, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None
 ) -> dict[str, Any]:
     """Return the report of a case that has been registered and measured.
 
     Args:
-        data: the case; uses ``case``, the inputs, ``terms``, ``metrics``, ``written``, and ``seconds`` of the
-            registration (or ``terms``' ``seconds_registration``).
+        data: the case; uses ``case``, the inputs, the terms of ``pred``, ``metrics``, ``quality`` and ``written``.
         settings: options the registration ran with.
         weights: ``name`` and ``sha256`` of the network's weights; empty without a network.
         seed: of the random numbers.
     """
-    terms = dict(data.get("terms", {}))
+    terms = dict(data.get("pred", {}).get("terms", {}))
     seconds = terms.pop("seconds_registration", None)
     return {
         "case": data.get("case"),
@@ -102,7 +105,7 @@ def build_report(
         **({"prealign": data["prealign"]} if "prealign" in data else {}),
         **data.get("metrics", {}),
         **({"quality": data["quality"]} if "quality" in data else {}),
-        "seconds": data.get("seconds", seconds),
+        "seconds": seconds,
         "peak_memory_mib": peak_memory_mib(),
         "peak_gpu_memory_mib": peak_gpu_memory_mib(),
         "weights": dict(weights),

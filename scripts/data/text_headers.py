@@ -16,7 +16,6 @@ import re
 
 from scripts.utils.errors import InputFileError
 
-_HEADER_BYTES = 65536
 _MM = {
     **dict.fromkeys(("", "mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "???"), 1.0),
     **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
@@ -39,13 +38,17 @@ def is_text_header(path: str) -> bool:
     return path.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd"))
 
 
-def length_in_mm(path: str) -> tuple[float, str | None]:
+def length_in_mm(path: str, start: bytes) -> tuple[float, str | None]:
     """Return the millimeters of the unit a header counts in, and its name if it is another one than mm.
+
+    Args:
+        path: file.
+        start: its first bytes, of :func:`scripts.utils.regular_files.read_start`.
 
     Raises:
         InputFileError: the unit is not known, or differs from axis to axis.
     """
-    header = _header(path)
+    header = _header(path, start)
     if path.lower().endswith((".mha", ".mhd")):
         found = re.search(r"(?im)^DistanceUnits\s*[=:]\s*(\S*)", header)
         names = [found[1]] if found else []
@@ -63,13 +66,13 @@ def length_in_mm(path: str) -> tuple[float, str | None]:
     return _MM[unit], None if _MM[unit] == 1 else unit
 
 
-def names_no_world(path: str) -> bool:
+def names_no_world(path: str, start: bytes) -> bool:
     """Tell whether a header leaves open where left and right are.
 
     So does an NRRD header without a ``space`` of patients or without three directions, and a MetaImage header with
     neither matrix nor offset.
     """
-    header = _header(path) if is_text_header(path) else ""
+    header = _header(path, start) if is_text_header(path) else ""
     if path.lower().endswith((".mha", ".mhd")):
         placed = "TransformMatrix|Rotation|Orientation|Offset|Position|Origin"
         return not re.search(rf"(?im)^(?:{placed})\s*[=:]", header)
@@ -81,17 +84,15 @@ def names_no_world(path: str) -> bool:
     return space is None or space[1].lower() not in _SPACES or not is_whole
 
 
-def unscaled(path: str) -> list[str]:
+def unscaled(path: str, start: bytes) -> list[str]:
     """Return a line if a MetaImage header scales its values, which no reader here applies."""
-    found = re.search(r"(?im)^ElementToIntensityFunction(?:Slope|Offset)\s*[=:]\s*(\S+)", _header(path))
+    found = re.search(r"(?im)^ElementToIntensityFunction(?:Slope|Offset)\s*[=:]\s*(\S+)", _header(path, start))
     if not path.lower().endswith((".mha", ".mhd")) or found is None or found[1] in ("0", "1"):
         return []
     return [f"'{path}': its header scales the values (ElementToIntensityFunction); they are used as stored, as by ITK"]
 
 
-def _header(path: str) -> str:
-    with open(path, "rb") as file:
-        start = file.read(_HEADER_BYTES)
+def _header(path: str, start: bytes) -> str:
     if path.lower().endswith((".nrrd", ".nhdr")):
         start = start.split(b"\n\n")[0].split(b"\r\n\r\n")[0]
     else:

@@ -29,7 +29,7 @@ from scripts.data.foreign_transforms import read_parts, refuse_other_tools
 from scripts.data.itk_resampling import Grid
 from scripts.geometry.coordinates import extent, identity_grid, jacobian_determinant, sample
 from scripts.utils.errors import InputError, InputFileError
-from scripts.utils.regular_files import check_regular
+from scripts.utils.regular_files import check_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def read_transform(path: str, moving: Grid | None = None) -> Any:
         InputFileError: the file can't be read, is not a 3-D transform, or can be read in more than one way.
     """
     try:
-        check_regular(path)
+        check_file(path)
     except InputFileError as error:
         raise InputFileError(f"transform {error}") from error
     name = path.lower()

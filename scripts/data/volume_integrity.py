@@ -15,29 +15,31 @@ Readers take missing voxels for zeros, wait for ever at a pipe, and allocate wha
 
 from __future__ import annotations
 
+import gzip
 import re
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.openers import ImageOpener
 
 from scripts.data.nifti_writing import GzipFile
 from scripts.utils.errors import InputFileError
 from scripts.utils.memory import available_memory
-from scripts.utils.regular_files import _DATA_FILE, _HEADER_BYTES
+from scripts.utils.regular_files import DATA_FILE, read_start
 
 LEAST_SLOPE = 1e-15
 MOST_DIMENSIONS = 10  # of a MetaImage
 LONGEST_FIELD = 500  # of an NRRD header, characters
 MOST_SHRUNK = 1100  # zlib makes data smaller by up to 1032 times
+_LONGEST_HEADER = 540  # bytes, of NIfTI-2
 _QFORM = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 _FREE_TEXT = (b"#", b"content:", b"labels:", b"units:", b"sample units:")  # of NRRD, of any length
 
 
-def check_nrrd(path: str) -> None:
+def check_nrrd(path: str, start: bytes) -> None:
     """Refuse NRRD fields so long that ITK's library would write beyond the buffer of its error message.
 
     Raises:
@@ -45,8 +47,7 @@ def check_nrrd(path: str) -> None:
     """
     if not path.lower().endswith((".nrrd", ".nhdr")):
         return
-    with open(path, "rb") as file:
-        header = file.read(_HEADER_BYTES).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+    header = start.split(b"\n\n")[0].split(b"\r\n\r\n")[0]
     for line in header.splitlines():
         if len(line) > LONGEST_FIELD and not line.lower().startswith(_FREE_TEXT) and b":=" not in line:
             raise InputFileError(
@@ -54,7 +55,7 @@ def check_nrrd(path: str) -> None:
             )
 
 
-def check_metaimage(path: str) -> None:
+def check_metaimage(path: str, start: bytes) -> None:
     """Refuse a MetaImage of so many dimensions that ITK's library would write beyond its arrays.
 
     Raises:
@@ -62,26 +63,21 @@ def check_metaimage(path: str) -> None:
     """
     if not path.lower().endswith((".mha", ".mhd")):
         return
-    with open(path, "rb") as file:
-        found = re.search(rb"(?m)^NDims\s*[=:]\s*(\S+)", file.read(_HEADER_BYTES))
+    found = re.search(rb"(?m)^NDims\s*[=:]\s*(\S+)", start)
     if found and not (found[1].isdigit() and 0 < int(found[1]) <= MOST_DIMENSIONS):
         raise InputFileError(
             f"'{path}' says it has {found[1][:20].decode('ascii', 'replace')} dimensions; give a 3-D volume"
         )
 
 
-def check_compression(path: str) -> None:
+def check_compression(path: str, start: bytes) -> None:
     """Refuse a file whose name says that it is compressed with gzip and which is not, or the other way round.
 
     Raises:
         InputFileError: naming the file, and the name it should have.
     """
-    if not Path(path).is_file():
-        return
     name = path.lower()
-    with open(path, "rb") as file:
-        start = file.read(2)
-    is_packed = start == b"\x1f\x8b"
+    is_packed = start.startswith(b"\x1f\x8b")
     if start and name.endswith(".gz") and not is_packed:
         raise InputFileError(
             f"'{path}' is not an image that can be read: its name ends in .gz, but it is not compressed; rename it, or"
@@ -92,7 +88,7 @@ def check_compression(path: str) -> None:
 
 
 def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None:
-    """Refuse a header that claims more than its file can hold, or than there is memory for.
+    """Refuse a header that claims more voxels than there is memory for.
 
     Args:
         path: file or folder.
@@ -110,26 +106,43 @@ def check_claim(path: str, shape: tuple[int, ...], bytes_per_voxel: int) -> None
             f"'{path}' says it has {size} voxels, which need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f}"
             " GiB are free; repair its header, or crop or resample it"
         )
-    if Path(path).is_file() and path.lower().endswith((".nrrd", ".mha")):
-        held = Path(path).stat().st_size
-        with open(path, "rb") as file:
-            start = file.read(_HEADER_BYTES)
-        detached = _DATA_FILE.search(start)
-        is_elsewhere = detached is not None and detached[1].strip().upper() != b"LOCAL"
-        doubly_packed = b"bz" in start.lower()
-        if voxels * bytes_per_voxel > MOST_SHRUNK * held and not (is_elsewhere or doubly_packed):
-            raise InputFileError(f"'{path}' says it has {size} voxels, but has only {held} bytes; copy it again")
 
 
-def check_complete(path: str) -> None:
+def check_held(path: str, start: bytes, shape: tuple[int, ...], bytes_per_voxel: int) -> None:
+    """Refuse an NRRD or MetaImage header that claims more voxels than its file can hold, however well compressed.
+
+    Args:
+        path: file.
+        start: its first bytes.
+        shape: voxels along each axis.
+        bytes_per_voxel: of the type in the file.
+
+    Raises:
+        InputFileError: naming the file, what it claims, and what there is.
+    """
+    if not path.lower().endswith((".nrrd", ".mha")):
+        return
+    held, voxels = Path(path).stat().st_size, int(np.prod(shape, dtype=object))
+    detached = DATA_FILE.search(start)
+    is_elsewhere = detached is not None and detached[1].strip().upper() != b"LOCAL"
+    doubly_packed = b"bz" in start.lower()
+    if voxels * bytes_per_voxel > MOST_SHRUNK * held and not (is_elsewhere or doubly_packed):
+        size = " x ".join(str(count) for count in shape)
+        raise InputFileError(f"'{path}' says it has {size} voxels, but has only {held} bytes; copy it again")
+
+
+def check_complete(path: str, header: Any) -> None:
     """Refuse a compressed or Analyze file that is cut off or damaged.
+
+    Args:
+        path: file that ITK reads.
+        header: of :func:`nifti_header`.
 
     Raises:
         InputFileError: naming the file.
     """
     if path.lower().endswith(".gz"):
         _length(path)
-    header = nifti_header(path)
     if header is None:
         return
     voxels = voxel_file(path)
@@ -210,19 +223,23 @@ def check_nifti_numbers(path: str, header: Any) -> None:
             raise InputFileError(f"'{path}' has {name} = {values.tolist()} in its header, not all numbers; repair it")
 
 
-def nifti_header(path: str) -> Any:
+def nifti_header(path: str, start: bytes) -> Any:
     """Return the header of a NIfTI or Analyze file as it is written, unchecked, or None for other files.
 
     nibabel's ``load`` takes scaling and offset out of it, and repairs some of it. Of ``.img`` it lies in another file.
+
+    Args:
+        path: file.
+        start: its first bytes, of :func:`scripts.utils.regular_files.read_start`.
     """
     name = path.lower()
     if name.endswith((".img", ".img.gz")):
-        path = _beside(path, (".hdr", ".hdr.gz")) or path
+        other = _beside(path, (".hdr", ".hdr.gz"))
+        path, start = (other, read_start(other)) if other else (path, start)
     elif not name.endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz")):
         return None
     try:
-        with ImageOpener(path) as file:
-            start = file.read(540)
+        start = gzip.GzipFile(fileobj=BytesIO(start)).read(_LONGEST_HEADER) if path.lower().endswith(".gz") else start
     except (OSError, EOFError, zlib.error):  # told by check_complete, or by ITK
         return None
     for kind in (nib.Nifti1Header, nib.Nifti2Header):

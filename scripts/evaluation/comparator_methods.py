@@ -11,7 +11,7 @@
 """The methods that the bundle is compared with, each by its own package and with that package's defaults.
 
 A method takes the pair on its own grids and returns displacements. Packages are imported where they are used: none of
-them is needed to register with the bundle (requirements-comparators.txt).
+them is needed to register with the bundle (requirements-dev.lock).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -23,9 +23,9 @@ from monai.inferers import Inferer
 from monai.transforms import Transform
 from torch import Tensor
 
+from scripts.data.case import NETWORK_IMAGES, Case, WorldTransforms
 from scripts.data.itk_images import Volume
 from scripts.evaluation.comparator_methods import (
-    Displacements,
     Method,
     MethodOptions,
     convex_adam,
@@ -35,14 +35,14 @@ from scripts.evaluation.comparator_methods import (
 )
 from scripts.geometry.grid_transform import GridTransform
 from scripts.inferers.registration_inferer import PreparePair
-from scripts.transforms.postprocessing import AddTransformsd, Case
+from scripts.transforms.postprocessing import AddTransformsd
 from scripts.utils.errors import InputError
 from scripts.utils.tensors import plain
 
 logger = logging.getLogger(__name__)
 
 BUNDLE, IDENTITY = "bundle", "identity"
-INSTALL = "pip install --no-deps -r requirements-comparators.txt"
+INSTALL = "pip install --require-hashes --no-deps -r requirements-dev.lock"
 
 
 class Comparator(NamedTuple):
@@ -50,7 +50,6 @@ class Comparator(NamedTuple):
 
     register: Method
     package: str
-    install: str = INSTALL
 
 
 COMPARATORS = {
@@ -58,7 +57,7 @@ COMPARATORS = {
     "bspline": Comparator(elastix("affine", "bspline"), "itk-elastix"),
     "syn": Comparator(syn, "antspyx"),
     "convexadam": Comparator(convex_adam, "convexAdam"),
-    "unigradicon": Comparator(unigradicon, "unigradicon", "pip install --no-deps -r requirements-reference.txt"),
+    "unigradicon": Comparator(unigradicon, "unigradicon"),
 }
 METHODS = (BUNDLE, IDENTITY, *COMPARATORS)
 
@@ -73,18 +72,18 @@ def describe_method(method: str) -> str:
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got '{method}'")
     if method not in COMPARATORS:
         return method
-    package, install = COMPARATORS[method].package, COMPARATORS[method].install
+    package = COMPARATORS[method].package
     try:
         return f"{method} ({package} {metadata.version(package)})"
     except metadata.PackageNotFoundError:
-        raise InputError(f"method {method} needs the package {package}, which is not installed: {install}") from None
+        raise InputError(f"method {method} needs the package {package}, which is not installed: {INSTALL}") from None
 
 
 class PrepareNativePair(PreparePair):
     """Give the inferer the images on their own grids, too, as ``native``: {"moving", "fixed", "modality"}."""
 
     def __call__(self, batchdata: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Return what :class:`scripts.inferers.registration_inferer.PreparePair` returns, and ``native`` among the extras."""
+        """Return what :class:`~scripts.inferers.registration_inferer.PreparePair` does, with ``native`` beside it."""
         image, targets, rest, extras = super().__call__(batchdata, *args, **kwargs)
         native: dict[str, Any] = {
             side: Volume(plain(batchdata[side])[0, 0].float(), plain(batchdata[side].affine).double().reshape(4, 4))
@@ -141,28 +140,28 @@ class MethodInferer(Inferer):
 
 
 class AddMethodTransformsd(Transform):
-    """Add the transforms of whatever method registered, as :class:`scripts.transforms.postprocessing.AddTransformsd` does.
+    """Add the transforms of whatever method registered.
 
+    As :class:`scripts.transforms.postprocessing.AddTransformsd` does.
     Displacements become ddfs on the images' own grids over the same start, field of view onto field of view, so that
     "before" means the same for all methods. The identity is that start.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Case) -> Case:
         """Return the case with transforms."""
-        if "forward_ddf" in data:
+        pred = data["pred"]
+        if "forward_ddf" in pred:
             return AddTransformsd()(data)
-        fixed_affine, moving_affine = (plain(data[key].affine).double() for key in ("fixed_image", "moving_image"))
+        fixed_affine, moving_affine = (plain(data[key].affine).double() for key in NETWORK_IMAGES)
         start = moving_affine @ torch.linalg.inv(fixed_affine)  # fixed world -> moving world
-        if "forward_mm" not in data:
+        if "forward_mm" not in pred:
             nothing = torch.zeros(3, *data["fixed_image"].shape[1:])
-            return AddTransformsd()({**data, "forward_ddf": nothing, "inverse_ddf": nothing})
-        found = Displacements(plain(data["forward_mm"]), plain(data["inverse_mm"]) if "inverse_mm" in data else None)
-        case: Case = {**data, "displacement_mm": found.forward_mm, "written": ()}
-        case["forward_transform"] = over_start(found.forward_mm, data["fixed"].affine, start)
-        if found.inverse_mm is not None:
-            inverse = over_start(found.inverse_mm, data["moving"].affine, torch.linalg.inv(start))
-            case["inverse_transform"] = inverse
-        return case
+            return AddTransformsd()({**data, "pred": {**pred, "forward_ddf": nothing, "inverse_ddf": nothing}})
+        displacement_mm, inverse = plain(pred["forward_mm"]), None
+        forward = over_start(displacement_mm, data["fixed"].affine, start)
+        if "inverse_mm" in pred:
+            inverse = over_start(plain(pred["inverse_mm"]), data["moving"].affine, torch.linalg.inv(start))
+        return {**data, "transforms": WorldTransforms(forward, inverse, forward, inverse, displacement_mm)}
 
 
 def over_start(displacement_mm: Tensor, affine_ras: Tensor, start: Tensor) -> GridTransform:

@@ -18,22 +18,29 @@ from __future__ import annotations
 import argparse
 import sys
 import zipfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from scripts.data.learn2reg_fields import PATTERN
+from scripts.data.report import REPORT_NAME
+from scripts.transforms.outputs.files import reported_outputs
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError
 
 
 def write_submission(run: Path, path: Path) -> int:
-    """Put all fields of a run's cases into one zip file; return how many.
+    """Put the fields that the reports of a run list into one zip file; return how many.
 
     Raises:
-        InputError: there are none, or two have one name.
+        InputError: there are none, one is missing, or two have one name.
     """
-    fields = sorted(Path(run).rglob(PATTERN))
+    folders = sorted(path.parent for path in Path(run).rglob(REPORT_NAME))
+    fields = [folder / name for folder in folders for name in reported_outputs(folder) if fnmatchcase(name, PATTERN)]
     if not fields:
         raise InputError(f"'{run}' holds no {PATTERN}; register with --save_learn2reg True first")
+    missing = [field for field in fields if not field.is_file()]
+    if missing:
+        raise InputError(f"'{missing[0]}' is missing, which its report lists; register the case again")
     twice = {field.name for field in fields if sum(other.name == field.name for other in fields) > 1}
     if twice:
         raise InputError(f"'{run}' holds {sorted(twice)[0]} more than once; give the folder of one run")

@@ -21,6 +21,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from scripts.data.case import CaseFiles
 from scripts.data.report import input_paths
 from scripts.evaluation.plots import draw_box_plots
 from scripts.evaluation.tables import Run, read_run, run_of_reports, write_tables
@@ -31,8 +32,6 @@ from scripts.utils.strict_json import strict, write_report
 from scripts.utils.versions import versions
 
 logger = logging.getLogger(__name__)
-
-Case = dict[str, Any]
 
 
 def require_data(datalist: Any, how_to_get: str | None) -> None:
@@ -48,13 +47,13 @@ def require_data(datalist: Any, how_to_get: str | None) -> None:
 
 
 def remaining_cases(
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     settings: Mapping[str, Any],
     weights: Mapping[str, Any],
     resume: bool = True,
     rank: int = 0,
     processes: int = 1,
-) -> list[Case]:
+) -> list[CaseFiles]:
     """Return the cases of this process that have no report with the same inputs, settings, weights and version yet.
 
     Args:
@@ -74,7 +73,7 @@ def remaining_cases(
     return left
 
 
-def is_done(case: Case, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+def is_done(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
     """Tell whether a case's folder holds the report of exactly this registration."""
     path = Path(case["case_dir"]) / "report.json"
     try:
@@ -105,7 +104,7 @@ class MeasurePeakMemory:
 
 
 def write_evaluation(
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     output_dir: str,
     method: str,
     dataset_name: str | None = None,

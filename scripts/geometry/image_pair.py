@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -60,6 +60,21 @@ class ImagePair(NamedTuple):
             return None
         everywhere = torch.ones_like(given)
         return torch.cat([everywhere if mask is None else mask for mask in (self.fixed_mask, self.moving_mask)])
+
+
+class Registration(TypedDict, total=False):
+    """What an inferer returns for a pair; MONAI's engine takes off the batch axes, and the lists of ``terms``."""
+
+    forward_ddf: Tensor
+    """([1,] 3, D, H, W), voxels of its grid, fixed grid -> moving grid; it spans the field of view of the images."""
+    inverse_ddf: Tensor
+    """The other way round, if it was asked for."""
+    terms: dict[str, Any]
+    """Figures by name; in a batch each a list with one number or text."""
+    forward_mm: Tensor
+    """Of other methods, instead of ``forward_ddf``: ([1,] 3, I, J, K), RAS mm, on the fixed image's own grid."""
+    inverse_mm: Tensor
+    """On the moving image's own grid, if the method gives it."""
 
 
 def shrink_image(image: Tensor, shape: tuple[int, int, int]) -> Tensor:

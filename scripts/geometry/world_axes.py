@@ -15,12 +15,20 @@ RAS, as in memory, and LPS, as ITK has it. The only place that turns one into th
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scripts.utils.tensors import plain
 
 LPS_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64))  # its own inverse
+SIGNS = LPS_RAS.diagonal()[:3].numpy()
+"""(3,), what the coordinates of one convention are multiplied by for the other."""
+
+
+def signs_to_lps(space: str) -> np.ndarray:
+    """Return what coordinates (3,) in ``space``, LPS or RAS, are multiplied by for LPS, and back."""
+    return np.ones(3) if space == "LPS" else SIGNS.copy()
 
 
 def flip_lps_ras(points_mm: Tensor) -> Tensor:

@@ -248,8 +248,8 @@ def gradicon_regularity(displacement: Tensor) -> Tensor:
     """GradICON regularity of a pair of displacement fields: || grad r ||^2, r the error of their composition.
 
     The norm is the mean over the grid of the squared Frobenius norm, summed over both orders of composition as the
-    similarity is over both directions. (The network's objective, :mod:`scripts.losses.gradicon`, takes one order and the mean
-    over the components, as the reference does.)
+    similarity is over both directions. (The network's objective, :mod:`scripts.losses.gradicon`, takes one order and
+    the mean over the components, as the reference does.)
 
     Args:
         displacement: (2, 3, D, H, W), normalized units, forward and inverse.

@@ -98,7 +98,8 @@ class RegistrationInferer(Inferer):
         dice_weight: weight of the Dice loss of the labels; 0 is off.
         seed: of the noise in ``network``; ``field`` has no random part.
         inverse: False leaves out the inverse transform where it costs time of its own (``off``).
-        activation_checkpointing: of ``network``: see :func:`scripts.networks.activation_checkpointing.choose_recomputing`.
+        activation_checkpointing: of ``network``: see
+            :func:`scripts.networks.activation_checkpointing.choose_recomputing`.
         amp: compute one pass of the network (``off``, or the start of ``field``) in bfloat16; coordinates stay in
             float32. ``network`` does not: its steps are smaller than the rounding.
         progress: show a progress bar with the terms.

@@ -24,6 +24,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from scripts.data.case import QualityMaps
 from scripts.geometry.coordinates import extent, identity_grid, jacobian_determinant, resample_grid, sample
 from scripts.geometry.grid_transform import GridTransform
 from scripts.geometry.image_pair import regrid_affine, shrink_image
@@ -72,17 +73,6 @@ def limits(optimized: bool = True) -> tuple[Limit, ...]:
     return tuple(one._replace(limit=WITHOUT_OPTIMIZATION.get(one.figure, one.limit)) for one in LIMITS)
 
 
-class Maps(NamedTuple):
-    """On a grid of MAP_SIZE voxels along each axis over the fixed field of view; (1, 1, D, H, W)."""
-
-    inconsistency_mm: Tensor
-    """Distance of inverse(forward(x)) from x; NaN without an inverse, or where forward leaves the moving image."""
-    confidence: Tensor
-    """0 to 1."""
-    affine: Tensor
-    """(4, 4), voxel (d, h, w) -> world RAS mm."""
-
-
 def verdict(figures: Mapping[str, Any], optimized: bool = True) -> dict[str, Any]:
     """Return ``verdict`` (ok, check, failed), ``score`` (the largest figure over its limit) and ``reasons``.
 
@@ -111,7 +101,7 @@ def maps_and_figures(
     native_moving: MetaTensor,
     folding_percent: float,
     same_contrast: bool = True,
-) -> tuple[Maps, dict[str, Any]]:
+) -> tuple[QualityMaps, dict[str, Any]]:
     """Return the maps of a result, and its figures by the names of :data:`LIMITS`; the similarity is not among them.
 
     Args:
@@ -177,7 +167,7 @@ def quality_maps(
     fixed: Tensor,
     moving: MetaTensor,
     same_contrast: bool = True,
-) -> Maps:
+) -> QualityMaps:
     """Return the maps of a registration.
 
     Confidence is the product of the local correlation of the images (1 where it can't be judged: constant in both, or
@@ -209,7 +199,7 @@ def quality_maps(
         confidence = torch.where(judged, correlation.clamp(0, 1), confidence)
     confidence = confidence * torch.exp(-((gap / (0.01 * _diagonal(forward))) ** 2)).nan_to_num(1.0)
     folded = torch.nn.functional.pad((jacobian_determinant(points) <= 0).float(), (0, 1, 0, 1, 0, 1))
-    return Maps(gap, confidence * (1 - folded) * _inside(forward, points, moving), affine)
+    return QualityMaps(gap, confidence * (1 - folded) * _inside(forward, points, moving), affine)
 
 
 def _inside(forward: GridTransform, points: Tensor, moving: MetaTensor) -> Tensor:

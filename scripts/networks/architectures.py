@@ -31,7 +31,10 @@ from scripts.utils.paths import is_absent
 
 
 class Architecture(NamedTuple):
-    """What :class:`scripts.networks.registration_network.RegistrationNetwork` is made from; None where it is not known."""
+    """What a network is made from; None where it is not known.
+
+    See :class:`scripts.networks.registration_network.RegistrationNetwork`.
+    """
 
     spatial_shape: Sequence[int] | None = None
     """(D, H, W) that the weights are made for; only checkpoints written here tell it."""
@@ -95,7 +98,8 @@ def create_registration_network(
         default_shape: (D, H, W) for weights that do not tell theirs, as the published ones.
 
     Raises:
-        InputError: the file holds no state dict, or see :class:`scripts.networks.registration_network.RegistrationNetwork`.
+        InputError: the file holds no state dict, or see
+            :class:`scripts.networks.registration_network.RegistrationNetwork`.
     """
     given = Architecture(spatial_shape, down_channels, up_channels, stage)
     found = Architecture()

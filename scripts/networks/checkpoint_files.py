@@ -107,8 +107,9 @@ def _spatial_shape(facts: Mapping[str, Any], path: Path) -> list[int] | None:
 
 
 def translate_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the keys of a published checkpoint to those of :class:`scripts.networks.registration_network.RegistrationNetwork`.
+    """Rename the keys of a published checkpoint to those of the network here.
 
+    See :class:`scripts.networks.registration_network.RegistrationNetwork`.
     Keys that are not of the published form stay as they are.
     """
     is_step_2 = any(key.startswith(_PUBLISHED_PREFIXES[0]) for key in state)

@@ -25,6 +25,7 @@ import torch
 from monai.networks.utils import convert_to_onnx, convert_to_torchscript
 from torch import Tensor
 
+from scripts.geometry.coordinates import resample_grid
 from scripts.networks.architectures import create_registration_network
 from scripts.networks.checkpoints import load_weights
 from scripts.networks.exported_network import FACTS, FORMATS, OPTIONS, load_exported
@@ -50,7 +51,7 @@ class Exported(NamedTuple):
 def example_pair(shape: Sequence[int], device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
     """Return a smooth random pair (1, 2, D, H, W) in [0, 1]."""
     coarse = torch.rand(1, 2, *(-(-n // 8) for n in shape), generator=torch.Generator().manual_seed(seed))
-    pair = torch.nn.functional.interpolate(coarse, tuple(shape), mode="trilinear", align_corners=True)
+    pair = resample_grid(coarse, tuple(shape))
     return pair.to(device)
 
 

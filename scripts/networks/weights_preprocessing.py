@@ -115,8 +115,8 @@ def choose_preprocessing(
         match_orientation: True, False, or None ("auto") for that of the weights.
         ct_window: HU, or None for that of the weights.
         mr_percentiles: percent, or None for those of the weights.
-        exported: :class:`scripts.networks.exported_network.ExportedNetwork`, whose facts win over those of ``model`` and
-            ``ckpt_path``.
+        exported: :class:`scripts.networks.exported_network.ExportedNetwork`, whose facts win over those of ``model``
+            and ``ckpt_path``.
 
     Raises:
         InputError: ``match_orientation`` is something else, or the file of weights can't be read.

@@ -34,8 +34,9 @@ from tqdm import tqdm
 
 from scripts.data.header_checks import check_header
 from scripts.data.landmarks import read_landmarks
-from scripts.data.nifti_reading import voxels_end
-from scripts.data.volume_integrity import is_nifti, nifti_header, voxel_file
+from scripts.data.nifti_reading import NiftiVoxels, voxels_end
+from scripts.data.volume_integrity import voxel_file
+from scripts.geometry.world_axes import LPS_RAS
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.itk_modules import load_itk_modules
 
@@ -100,10 +101,11 @@ def _look(job: tuple[Any, ...]) -> tuple[str | None, str]:
         if kind == "landmarks":
             read_landmarks(path, str(setting), torch.eye(4))
         else:
-            header = check_header(kind, path, setting)
-            check_length(path)
+            opened = check_header(kind, path, setting)
+            if isinstance(opened.voxels, NiftiVoxels):
+                check_length(opened.voxels)
             # from LPS to the RAS that the letters stand for
-            orientation = "".join(aff2axcodes(np.diag([-1.0, -1.0, 1.0, 1.0]) @ _square(header.direction)))
+            orientation = "".join(aff2axcodes(LPS_RAS.numpy() @ _square(opened.header.direction)))
     except (InputError, OSError, UnicodeDecodeError) as error:
         return str(error), orientation
     return None, orientation
@@ -115,16 +117,13 @@ def _square(direction: np.ndarray) -> np.ndarray:
     return affine
 
 
-def check_length(path: str) -> None:
-    """Refuse a NIfTI file that is shorter than its header states; other formats pass.
+def check_length(nifti: NiftiVoxels) -> None:
+    """Refuse a NIfTI file that is shorter than its header states.
 
     Raises:
         InputFileError: naming the file, what it should hold and what it holds.
     """
-    raw = nifti_header(path)
-    if raw is None or not is_nifti(raw):
-        return
-    expected, path = voxels_end(path, raw), voxel_file(path)
+    expected, path = voxels_end(nifti.path, nifti.raw), voxel_file(nifti.path)
     with open(path, "rb") as file:
         is_compressed = file.read(2) == b"\x1f\x8b"
         file.seek(-min(4, os.fstat(file.fileno()).st_size), os.SEEK_END)

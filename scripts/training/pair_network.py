@@ -28,7 +28,8 @@ class PairNetwork(nn.Module):
     The weights are those of the network inside, which is what checkpoints hold.
 
     Args:
-        network: :class:`scripts.networks.registration_network.RegistrationNetwork`, or another with the method ``displacements``.
+        network: :class:`scripts.networks.registration_network.RegistrationNetwork`, or another with the method
+            ``displacements``.
         activation_checkpointing: compute each UNet's activations again in the backward pass instead of keeping them:
             less memory, more time, the same result.
         channels_last: keep images and weights with channels as the fastest axis, which processors and tensor cores

@@ -19,29 +19,13 @@ above it but ``networks`` and ``inferers``.
 from scripts.transforms.add_quality import AddQualityd
 from scripts.transforms.checks import CheckImagesd, CheckLabelsd, CheckMasksd
 from scripts.transforms.crop import CropToForegroundd
-from scripts.transforms.dicom_output import SaveDicomd, check_sources
 from scripts.transforms.intensity import ScaleByModalityd
 from scripts.transforms.labels import CopyLabelsd
-from scripts.transforms.learn2reg_field import SaveLearn2RegFieldd
 from scripts.transforms.load import LoadVolumesd
 from scripts.transforms.masks import UseMasksd
 from scripts.transforms.match_grid import MatchGridd
 from scripts.transforms.orientation import MatchOrientationd, ReverseAxesd
-from scripts.transforms.outputs import (
-    RemoveOldResultsd,
-    SaveAlld,
-    SaveConfidenced,
-    SaveDisplacementd,
-    SaveInconsistencyd,
-    SaveJacobiand,
-    SaveOverviewd,
-    SavePaged,
-    SaveReportd,
-    SaveTransformsd,
-    SaveWarpedLabeld,
-    WarpLandmarksd,
-    WarpMovingd,
-)
+from scripts.transforms.outputs.save import SaveOutputsd, check_outputs
 from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld
 from scripts.transforms.prealign import Prealignd
 
@@ -59,23 +43,9 @@ __all__ = [
     "MatchGridd",
     "MatchOrientationd",
     "Prealignd",
-    "RemoveOldResultsd",
     "ReverseAxesd",
-    "SaveAlld",
-    "SaveConfidenced",
-    "SaveDicomd",
-    "SaveDisplacementd",
-    "SaveInconsistencyd",
-    "SaveJacobiand",
-    "SaveLearn2RegFieldd",
-    "SaveOverviewd",
-    "SavePaged",
-    "SaveReportd",
-    "SaveTransformsd",
-    "SaveWarpedLabeld",
+    "SaveOutputsd",
     "ScaleByModalityd",
     "UseMasksd",
-    "WarpLandmarksd",
-    "WarpMovingd",
-    "check_sources",
+    "check_outputs",
 ]

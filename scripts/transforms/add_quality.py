@@ -12,15 +12,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
 from typing import Any
 
 from monai.transforms import Transform
 
+from scripts.data.case import Case
 from scripts.metrics.quality import maps_and_figures, rounded, verdict
 from scripts.utils.tensors import plain
-
-Case = dict[Hashable, Any]
 
 
 class AddQualityd(Transform):
@@ -36,16 +34,16 @@ class AddQualityd(Transform):
         self.enabled, self.similarity = enabled, similarity
         self.optimized = optimization not in ("off", False)  # YAML reads a bare off as False
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Case) -> Case:
         """Return the case with its quality."""
         if not self.enabled:
-            return dict(data)
-        forward, inverse = data["network_transforms"]
-        fixed, moving = (plain(data[f"{side}_image"])[None].float() for side in ("fixed", "moving"))
+            return data
+        forward, inverse = data["transforms"].network_forward, data["transforms"].network_inverse
+        fixed, moving = (plain(image)[None].float() for image in (data["fixed_image"], data["moving_image"]))
         same_contrast = self.similarity == "lncc" and data.get("fixed_modality") == data.get("moving_modality")
         folding = data["metrics"]["folding_percent"]
         maps, figures = maps_and_figures(forward, inverse, fixed, moving, data["moving"], folding, same_contrast)
-        terms = data.get("terms", {})
+        terms = data.get("pred", {}).get("terms", {})
         before, after = (_number(terms.get(f"similarity_{when}")) for when in ("before", "after"))
         figures["similarity_gain"] = None if before is None or after is None else before - after
         figures = rounded(figures)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 from monai.data import MetaTensor
 from monai.transforms import SpatialCrop, Transform, generate_spatial_bounding_box
 
+from scripts.data.case import FIXED_REGIONS, MOVING_REGIONS, NETWORK_IMAGES, Case
 from scripts.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,38 +35,29 @@ class CropToForegroundd(Transform):
     Args:
         mode: "off", or "auto": crops where the box with its margin is smaller than 90 % of the field of view along an
             axis.
-        image_keys: images (1, D, H, W) in [0, 1].
-        region_keys: for each image, the masks and labels on its grid; those that a case lacks are skipped.
     """
 
-    def __init__(
-        self,
-        mode: str | bool = "off",
-        image_keys: Sequence[str] = ("fixed_image", "moving_image"),
-        region_keys: Sequence[Sequence[str]] = (
-            ("fixed_loss_mask", "fixed_network_label"),
-            ("moving_loss_mask", "moving_network_label"),
-        ),
-    ) -> None:
+    def __init__(self, mode: str | bool = "off") -> None:
         mode = "off" if mode is False else mode  # YAML reads a bare off as False
         if mode not in ("off", "auto"):
             raise InputError(f"crop: expected off or auto, got '{mode}'")
         self.enabled = mode == "auto"
-        self.image_keys, self.region_keys = tuple(image_keys), tuple(tuple(keys) for keys in region_keys)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the data with cropped volumes; affines follow."""
-        result = dict(data)
+    def __call__(self, data: Case) -> Case:
+        """Return the case with cropped network images, masks and labels; affines follow."""
+        result = data.copy()
         if not self.enabled:
             return result
-        for key, regions in zip(self.image_keys, self.region_keys, strict=True):
+        for key, regions in zip(NETWORK_IMAGES, (FIXED_REGIONS, MOVING_REGIONS), strict=True):
             box = foreground_box(result[key])
             if box is None:
                 continue
             first, last = box
             crop, whole = SpatialCrop(roi_start=first, roi_end=last), list(result[key].shape[1:])
-            for name in (key, *(name for name in regions if name in result)):
-                result[name] = crop(result[name])
+            result[key] = cast(MetaTensor, crop(result[key]))
+            for region in regions:
+                if region in result:
+                    result[region] = cast(MetaTensor, crop(result[region]))
             logger.info("crop: %s from %s to %s voxels", key, whole, list(result[key].shape[1:]))
         return result
 

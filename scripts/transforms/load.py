@@ -13,12 +13,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import LoadImage, MapTransform
 
+from scripts.data.image_file import Volume, open_image
+from scripts.data.opened_files import opened_file
 from scripts.data.reading import VolumeReader
 from scripts.utils.errors import InputError
 
@@ -33,7 +36,8 @@ class LoadVolumesd(MapTransform):
     disk. ``.meta`` holds that type (``original_dtype``), and its header's ``xform_code`` and ``warnings``; warnings are
     logged, too.
     The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
-    ``fixed_series`` and ``moving_series`` one DICOM series of a folder.
+    ``fixed_series`` and ``moving_series`` one DICOM series of a folder. Headers that were read when the case was
+    checked (:mod:`scripts.data.opened_files`) are not read again, and a 4-D file of two frames is read once.
 
     Args:
         keys: case entries that are paths; entries that a case lacks are skipped.
@@ -46,14 +50,24 @@ class LoadVolumesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths by volumes."""
         result = dict(data)
-        for key in self.key_iterator(result):
-            path, is_label = str(result[key]), str(key).endswith("label")
+        files = {key: (str(result[key]), result.get(f"{key}_series")) for key in self.key_iterator(result)}
+        uses = Counter(files.values())
+        volumes: dict[tuple[str, Any], Volume] = {}
+        for key, (path, series) in files.items():
             frame = result.get(f"{str(key).partition('_')[0]}_frame", result.get("frame"))
-            reader = VolumeReader(frame, result.get(f"{key}_series"), is_label)
             try:
-                result[key] = self.loader(path, reader=reader)
+                if (path, series) not in volumes:
+                    volumes[path, series] = (opened_file(result, str(key), path) or open_image(path, series)).read()
+                is_label = str(key).endswith("label")
+                # no name for the reader: it would hold the file's voxels while those of the next file are read
+                result[key] = self.loader(
+                    path, reader=VolumeReader(frame, series, is_label, volume=volumes[path, series])
+                )
             except InputError as error:
                 raise type(error)(f"{key}: {error}") from error
             for line in result[key].meta["warnings"]:
                 logger.warning("%s: %s", key, line)
+            uses[path, series] -= 1
+            if not uses[path, series]:
+                del volumes[path, series]
         return result

@@ -10,21 +10,21 @@
 # limitations under the License.
 """What follows the network: the case's transforms of the world, its warped label, and its metrics.
 
-Each takes the case (see :func:`scripts.data.cases.load_cases`) with the volumes of the preprocessing and the result of the inferer.
+Each takes the case with the volumes of the preprocessing and the inferer's result, and adds to it.
 :mod:`scripts.transforms.outputs` writes the files.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from scripts.data.landmarks import check_space, read_landmark_pair
+from scripts.data.case import LANDMARKS, SIDES, Case, WorldTransforms
+from scripts.data.landmarks import case_landmarks, check_same_points
 from scripts.data.modality import outside_value
 from scripts.geometry.extension import extend
 from scripts.geometry.grid_transform import GridTransform, displacement_field
@@ -35,50 +35,42 @@ from scripts.utils.tensors import plain
 
 logger = logging.getLogger(__name__)
 
-Case = dict[Hashable, Any]
-
 
 class AddTransformsd(Transform):
-    """Add the case's transforms of the world.
+    """Add ``transforms``: the ddfs of ``pred`` as transforms of the world.
 
-    ``forward_transform`` and ``inverse_transform`` are GridTransform, the latter None without its ddf; they reach over
-    the whole images, ``network_transforms`` (both) only over what the network saw.
-    ``displacement_mm`` (3, I, J, K), RAS mm, is the forward transform on the fixed image's own grid; the outputs share
-    it. A ddf's grid spans that of ``fixed_image`` and ``moving_image`` (the network's) with its own number of voxels.
+    A ddf's grid spans that of ``fixed_image`` and ``moving_image`` (the network's) with its own number of voxels.
     """
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Case) -> Case:
         """Return the case with transforms."""
-        forward_ddf, inverse_ddf = data["forward_ddf"], data.get("inverse_ddf")
+        forward_ddf, inverse_ddf = data["pred"]["forward_ddf"], data["pred"].get("inverse_ddf")
         fixed_affine, moving_affine = (
-            regrid_affine(plain(data[key].affine), data[key].shape[1:], forward_ddf.shape[1:])
-            for key in ("fixed_image", "moving_image")
+            regrid_affine(plain(image.affine), image.shape[1:], forward_ddf.shape[1:])
+            for image in (data["fixed_image"], data["moving_image"])
         )
         forward = GridTransform(forward_ddf, fixed_affine, moving_affine)
         inverse = None if inverse_ddf is None else GridTransform(inverse_ddf, moving_affine, fixed_affine)
         fixed = data["fixed"]
-        network_transforms = (forward, inverse)
-        forward = extend(forward, fixed)  # where the images were cropped
-        inverse = None if inverse is None else extend(inverse, data["moving"])
-        displacement = displacement_field(forward, fixed.shape[1:], fixed.affine)
-        return {
-            **data,
-            "forward_transform": forward,
-            "inverse_transform": inverse,
-            "network_transforms": network_transforms,
-            "displacement_mm": displacement,
-            "written": (),
-        }
+        whole = extend(forward, fixed)  # where the images were cropped
+        transforms = WorldTransforms(
+            forward=whole,
+            inverse=None if inverse is None else extend(inverse, data["moving"]),
+            network_forward=forward,
+            network_inverse=inverse,
+            displacement_mm=displacement_field(whole, fixed.shape[1:], fixed.affine),
+        )
+        return {**data, "transforms": transforms}
 
 
 class AddWarpedLabeld(Transform):
     """Add ``warped_label`` (I, J, K) on the fixed grid, in its type on disk, if there is a moving label."""
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Case) -> Case:
         """Return the case with the warped label."""
         if "moving_label" not in data:
-            return dict(data)
-        return {**data, "warped_label": warp_onto_fixed(data, "moving_label", data["displacement_mm"])}
+            return data
+        return {**data, "warped_label": warp_onto_fixed(data, "moving_label", data["transforms"].displacement_mm)}
 
 
 class AddMetricsd(Transform):
@@ -86,17 +78,11 @@ class AddMetricsd(Transform):
 
     Dice needs ``warped_label`` of :class:`AddWarpedLabeld`.
     "Before" is the start of the registration: field of view onto field of view.
-
-    Args:
-        landmark_space: "LPS" or "RAS", the world of the landmark files, or "voxel"; of cases that do not say.
     """
 
-    def __init__(self, landmark_space: str = "LPS") -> None:
-        self.landmark_space = check_space(landmark_space)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Case) -> Case:
         """Return the case with metrics."""
-        forward, inverse = data["forward_transform"], data.get("inverse_transform")
+        forward, inverse = data["transforms"].forward, data["transforms"].inverse
         found: dict[str, Any] = {"folding_percent": metrics.folding(forward)}
         if inverse is not None:  # not every method that is compared has one
             found["inverse_folding_percent"] = metrics.folding(inverse)
@@ -107,12 +93,12 @@ class AddMetricsd(Transform):
             found["tre_mm"] = self._tre(data)
         return {**data, "metrics": found}
 
-    def _dice(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
+    def _dice(self, data: Case) -> dict[str, Any]:
         fixed = plain(data["fixed_label"])[0].numpy()
         labels = metrics.common_labels(fixed, plain(data["moving_label"]).numpy())
         if not labels:
             logger.warning("fixed_label and moving_label have no label in common: no Dice")
-        before = warp_onto_fixed(data, "moving_label", data["forward_transform"].without_displacement())
+        before = warp_onto_fixed(data, "moving_label", data["transforms"].forward.without_displacement())
         scores: dict[str, Any] = {}
         for when, warped in (("before", before), ("after", data["warped_label"])):
             per_label = metrics.dice_per_label(fixed, warped, labels)
@@ -120,15 +106,12 @@ class AddMetricsd(Transform):
             scores[when] = {"mean": mean, "per_label": per_label}
         return scores
 
-    def _tre(self, data: Mapping[Hashable, Any]) -> dict[str, Any]:
-        fixed, moving = read_landmark_pair(
-            data["fixed_landmarks"],
-            data["moving_landmarks"],
-            data.get("landmark_space", self.landmark_space),
-            plain(data["fixed"].affine),
-            plain(data["moving"].affine),
-        )
-        forward = data["forward_transform"]
+    def _tre(self, data: Case) -> dict[str, Any]:
+        space = data.get("landmark_space", "LPS")
+        files = [case_landmarks(data, key, space) for key in LANDMARKS]
+        check_same_points(*files)
+        fixed, moving = (file.landmarks(plain(data[side].affine)) for file, side in zip(files, SIDES, strict=True))
+        forward = data["transforms"].forward
         errors: dict[str, Any] = {}
         for when, transform in (("before", forward.without_displacement()), ("after", forward)):
             distances = metrics.target_registration_error_mm(transform, fixed.points_ras_mm, moving.points_ras_mm)
@@ -143,14 +126,16 @@ class AddMetricsd(Transform):
         return errors
 
 
-def warp_onto_fixed(data: Mapping[Hashable, Any], key: str, transform: Any, dtype: str | None = None) -> np.ndarray:
+def warp_onto_fixed(
+    data: Case, key: Literal["moving", "moving_label"], transform: Any, dtype: str | None = None
+) -> np.ndarray:
     """Warp ``moving`` (linear) or ``moving_label`` (nearest) onto the fixed grid, by default in its type on disk.
 
     Outside the moving image lies air if it is CT (see :func:`scripts.data.modality.outside_value`), and 0 otherwise.
     """
     moving, fixed = data[key], data["fixed"]
-    is_label = key.endswith("label")
-    outside = 0.0 if is_label else outside_value(plain(moving), data.get(f"{key}_modality", "mr"))
+    is_label = key == "moving_label"
+    outside = 0.0 if is_label else outside_value(plain(moving), data.get("moving_modality", "mr"))
     return warp_image(
         moving,
         transform,

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
+from scripts.data.case import MOVING_REGIONS, Case
 from scripts.data.itk_images import Volume, to_itk_image
 from scripts.data.volumes import with_affine
 from scripts.geometry.image_pair import regrid_affine, shrink_image
@@ -63,30 +64,20 @@ class Prealignd(Transform):
         mode: "off"; "rigid", "similarity" or "affine"; "auto" aligns (affine) if a rigid alignment, started from the
             moments, turns the images by WITHOUT_DEGREES or more; the starts that the registration tries anyway cover
             shifts and smaller turns.
-        fixed_key: image (1, D, H, W) in [0, 1].
-        moving_key: likewise.
-        region_keys: masks and labels of the moving image, resampled with it (nearest).
     """
 
-    def __init__(
-        self,
-        mode: str | bool = "off",
-        fixed_key: str = "fixed_image",
-        moving_key: str = "moving_image",
-        region_keys: tuple[str, ...] = ("moving_loss_mask", "moving_network_label"),
-    ) -> None:
+    def __init__(self, mode: str | bool = "off") -> None:
         mode = "off" if mode is False else mode  # YAML reads a bare off as False
         if mode not in MODES:
             raise InputError(f"prealign: expected one of {', '.join(MODES)}, got '{mode}'")
         self.mode = str(mode)
-        self.fixed_key, self.moving_key, self.region_keys = fixed_key, moving_key, tuple(region_keys)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the data with the moving volumes resampled onto the fixed grid, or as they are."""
-        result = dict(data)
+    def __call__(self, data: Case) -> Case:
+        """Return the case with the moving network volumes resampled onto the fixed grid, or as they are."""
+        result = data.copy()
         if self.mode == "off":
             return result
-        fixed, moving = result[self.fixed_key], result[self.moving_key]
+        fixed, moving = result["fixed_image"], result["moving_image"]
         found = prealign(moving, fixed, self.mode)
         result["prealign"] = found.description
         if found.matrix_ras is None:
@@ -94,13 +85,13 @@ class Prealignd(Transform):
         affine = found.matrix_ras @ plain(fixed.affine).double()
         shape = fixed.shape[1:]
         values = on_grid(plain(moving)[None], plain(moving.affine).double(), shape, affine)
-        for key in self.region_keys:
+        for key in MOVING_REGIONS:
             if key in result:
                 region = result[key]
                 nowhere = torch.zeros(()).expand(3, *(int(n) for n in shape))
                 warped = warp_image(region, nowhere, shape, affine, "nearest")
                 result[key] = with_affine(torch.from_numpy(np.ascontiguousarray(warped))[None], affine, region)
-        result[self.moving_key] = with_affine(torch.from_numpy(np.ascontiguousarray(values))[None], affine, moving)
+        result["moving_image"] = with_affine(torch.from_numpy(np.ascontiguousarray(values))[None], affine, moving)
         return result
 
 

@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from scripts.utils.errors import InputError
@@ -89,12 +90,12 @@ def sweep(folder: str | os.PathLike[str], names: Iterable[str]) -> None:
 
     Args:
         folder: of results.
-        names: of the results; other files that happen to be named alike stay.
+        names: of the results, or patterns with ``*``; other files that happen to be named alike stay.
     """
     wanted = set(names)
     for path in Path(folder).iterdir() if Path(folder).is_dir() else ():
-        temporary = re.match(r"\.(\d+)\.(.*)", path.name)  # of `replacing` and of scripts.transforms.dicom_output
-        if temporary and temporary[2] in wanted and not _runs(int(temporary[1])):
+        temporary = re.match(r"\.(\d+)\.(.*)", path.name)  # of `replacing` and of scripts.data.dicom_writing
+        if temporary and any(fnmatchcase(temporary[2], name) for name in wanted) and not _runs(int(temporary[1])):
             with suppress(InputError):
                 remove(path)
 

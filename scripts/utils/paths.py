@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.utils.errors import InputError, InputFileError
-from scripts.utils.regular_files import check_regular
+from scripts.utils.regular_files import check_file
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".gz")
 # of the formats that ITK reads beside these: they are no part of a result's name, either
@@ -94,7 +94,7 @@ def existing_path(option: str, value: Any, base: Path) -> str:
     if path.is_dir() and not folder_allowed:
         raise InputFileError(f"{option}: '{path}' is a folder; give a file")
     try:
-        check_regular(str(path))  # before it is opened: a pipe would never answer
+        check_file(str(path))  # before it is opened: a pipe would never answer
     except InputFileError as error:
         raise InputFileError(f"{option}: {error}") from error
     try:

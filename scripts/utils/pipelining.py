@@ -17,7 +17,7 @@ must end in its one line. Here an error comes out where its result would have.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -27,8 +27,6 @@ from torch.utils.data import Dataset
 from scripts.utils.errors import quiet_engine
 from scripts.utils.itk_modules import load_itk_modules
 from scripts.utils.output_lock import alone_in
-
-Case = dict[Hashable, Any]
 
 
 class ReadAhead(Dataset):
@@ -75,19 +73,19 @@ class InBackground(Transform):
         self._pool = ThreadPoolExecutor(1, "write-behind")
         self._running: Future[Any] | None = None
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Case:
+    def __call__(self, data: Mapping[Any, Any]) -> Mapping[Any, Any]:
         """Return the result if it is applied at once, else the case as it is.
 
         Raises:
             Exception: what was raised for the case before.
         """
         if not self.enabled:
-            return dict(self.transform(data))
+            return self.transform(data)
         self.finish()
         self._running = self._pool.submit(self._apply, data)
-        return dict(data)
+        return data
 
-    def _apply(self, data: Mapping[Hashable, Any]) -> None:
+    def _apply(self, data: Mapping[Any, Any]) -> None:
         self.transform(data)  # the result is not kept: it is as large as a case
 
     def finish(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from scripts.data.case import SIDES, Case
 from scripts.data.report import input_warnings, without_folders
 from scripts.utils.atomic import replacing
 from scripts.utils.strict_json import strict
@@ -32,7 +33,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 PAIR_PAGE = "report.html"
 
 
-def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
+def write_pair_page(data: Case, path: str | os.PathLike[str]) -> None:
     """Write the page of a case that has been registered: images in three planes, figures, verdict.
 
     Args:
@@ -42,7 +43,7 @@ def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> No
     Raises:
         InputError: the file can't be written.
     """
-    quality = data.get("quality") or {}
+    quality = data.get("quality", {})
     planes, ranges = planes_of(data)
     shown = {
         "case": str(data.get("case", "registration")),
@@ -51,7 +52,7 @@ def write_pair_page(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> No
         "warnings": [without_folders(line) for line in input_warnings(data)],
         "figures": _figures(data),
         # names alone: folders may be named after patients, and pages are passed on
-        "files": [[key, Path(_file_of(data[key])).name] for key in ("fixed", "moving") if key in data],
+        "files": [[side, Path(_file_of(data[side])).name] for side in SIDES],
     }
     write_page("pair.html", path, {"planes": planes, **ranges}, **shown)
 
@@ -60,9 +61,10 @@ def _file_of(volume: Any) -> str:
     return str(volume.meta.get("filename_or_obj", ""))
 
 
-def _figures(data: Mapping[Any, Any]) -> list[list[str]]:
+def _figures(data: Case) -> list[list[str]]:
     """Return names and values for people."""
-    terms, found, quality = data.get("terms", {}), data.get("metrics", {}), data.get("quality") or {}
+    terms, found = data.get("pred", {}).get("terms", {}), data.get("metrics", {})
+    quality = data.get("quality", {})
     figures = []
     if terms.get("similarity_before") is not None and terms.get("similarity_after") is not None:
         before, after = float(terms["similarity_before"]), float(terms["similarity_after"])

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 from nibabel.orientations import apply_orientation, io_orientation
 from torch import Tensor
 
+from scripts.data.case import SIDES, Case, Side
 from scripts.geometry.grid_transform import displacement_field
 from scripts.geometry.warping import shift_affine, warp_image
 from scripts.metrics.registration_metrics import jacobian_determinant
@@ -64,18 +65,18 @@ class Panels:
     size_mm: tuple[float, float]
 
 
-def draw_overview(data: Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
+def draw_overview(data: Case, path: str | os.PathLike[str]) -> None:
     """Draw the overview of a registered case.
 
     Args:
-        data: the case; uses ``fixed`` and ``moving`` (1, I, J, K), ``forward_transform``, ``displacement_mm``, and if
-            there ``case``, ``terms``, ``metrics``, ``seconds``.
+        data: the case; uses ``fixed``, ``moving``, ``transforms``, and if there ``case``, the terms of ``pred``,
+            ``metrics`` and ``quality``.
         path: the PNG file.
 
     Raises:
         InputError: the file can't be written.
     """
-    windows = {key: _window(plain(data[key])) for key in ("fixed", "moving")}
+    windows = {side: _window(plain(data[side])) for side in SIDES}
     panels = {name: _panels(data, name, windows) for name in PLANES}
     ratios = [float(np.clip(shown.size_mm[1] / shown.size_mm[0], 0.4, 1.8)) for shown in panels.values()]
     head, foot = 0.62, 0.95  # inches
@@ -117,7 +118,7 @@ def _window(values: Tensor) -> tuple[float, float]:
     return float(low), float(high if high > low else low + 1)
 
 
-def _panels(data: Mapping[Any, Any], name: str, windows: Mapping[str, tuple[float, float]]) -> Panels:
+def _panels(data: Case, name: str, windows: Mapping[Side, tuple[float, float]]) -> Panels:
     """Compute what one plane shows, on a slab of three voxels of the fixed image's own grid."""
     fixed = data["fixed"]
     affine = plain(fixed.affine).double()
@@ -142,8 +143,8 @@ def _panels(data: Mapping[Any, Any], name: str, windows: Mapping[str, tuple[floa
         # rows up, columns from the patient's right to left (or anterior to posterior): radiological display
         return np.squeeze(canonical, axis=cut).T[:, ::-1]
 
-    forward = data["forward_transform"]
-    displacement = data["displacement_mm"][(slice(None), *slab)]
+    forward = data["transforms"].forward
+    displacement = data["transforms"].displacement_mm[(slice(None), *slab)]
     images = {
         key: warp_image(data["moving"], transform, shape, slab_affine, default=float("nan"))
         for key, transform in (("before", forward.without_displacement()), ("after", displacement))
@@ -243,14 +244,14 @@ def _legends(figure: Figure, mappables: Mapping[int, Any], bottom: float) -> Non
     figure.text(under(5), bottom - 0.52 * inch, "of moving per fixed; green: folded", ha="center", fontsize=9.5)
 
 
-def _title(data: Mapping[Any, Any]) -> str:
+def _title(data: Case) -> str:
     title = str(data.get("case", "registration"))
     return title if len(title) <= 120 else title[:117] + "..."
 
 
-def _footer(data: Mapping[Any, Any]) -> str:
+def _footer(data: Case) -> str:
     """Return the main figures in one line."""
-    terms, found = data.get("terms", {}), data.get("metrics", {})
+    terms, found = data.get("pred", {}).get("terms", {}), data.get("metrics", {})
     parts = []
     if "similarity_before" in terms and "similarity_after" in terms:
         before, after = float(terms["similarity_before"]), float(terms["similarity_after"])

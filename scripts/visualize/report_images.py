@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +23,10 @@ from nibabel.orientations import io_orientation
 from PIL import Image
 from torch import Tensor
 
+from scripts.data.case import Case
 from scripts.geometry.grid_transform import GridTransform, displacement_field
 from scripts.geometry.warping import on_grid, warp_image
+from scripts.geometry.world_axes import SIGNS
 from scripts.metrics.registration_metrics import jacobian_determinant
 from scripts.utils.tensors import plain
 
@@ -48,7 +49,7 @@ class ShownGrid(NamedTuple):
     affine_ras: Tensor
 
 
-def planes_of(data: Mapping[Any, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def planes_of(data: Case) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the planes with their layers as data URLs, and the ranges of the colored ones.
 
     Args:
@@ -56,7 +57,7 @@ def planes_of(data: Mapping[Any, Any]) -> tuple[list[dict[str, Any]], dict[str, 
     """
     grid = shown_grid(data["fixed"])
     layers, ranges = _volumes(data, grid)
-    lines = _grid_lines(data["forward_transform"], grid)
+    lines = _grid_lines(data["transforms"].forward, grid)
     spacing = float(torch.linalg.vector_norm(grid.affine_ras[:3, 0]))
     planes = []
     for name, axis, right, up, sides in PLANES:
@@ -83,7 +84,7 @@ def shown_grid(fixed: MetaTensor) -> ShownGrid:
     affine, shape = plain(fixed.affine).double().numpy(), np.array(fixed.shape[1:])
     orientation = io_orientation(affine)  # for each voxel axis: world axis and direction
     order = np.argsort(orientation[:, 0])
-    signs = orientation[order, 1] * np.array([-1, -1, 1])  # to left, posterior, superior
+    signs = orientation[order, 1] * SIGNS  # to left, posterior, superior
     size_mm = np.linalg.norm(affine[:3, :3], axis=0)[order] * shape[order]
     spacing = size_mm.max() / LONGEST
     count = np.maximum(2, np.round(size_mm / spacing)).astype(int)
@@ -95,9 +96,9 @@ def shown_grid(fixed: MetaTensor) -> ShownGrid:
     return ShownGrid((int(count[0]), int(count[1]), int(count[2])), torch.from_numpy(turned))
 
 
-def _volumes(data: Mapping[Any, Any], grid: ShownGrid) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _volumes(data: Case, grid: ShownGrid) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the layers (I, J, K) in [0, 1] on the shown grid."""
-    forward: GridTransform = data["forward_transform"]
+    forward: GridTransform = data["transforms"].forward
     fixed = on_grid(plain(data["fixed"])[None], plain(data["fixed"].affine), grid.shape, grid.affine_ras)
     shown = {"fixed": _scaled(fixed, data["fixed"])}
     start, field = (
@@ -114,7 +115,7 @@ def _volumes(data: Mapping[Any, Any], grid: ShownGrid) -> tuple[dict[str, np.nda
     log = np.log2(np.clip(determinant, 1e-3, None)) / largest
     shown["jacobian"] = np.where(determinant <= 0, 0.0, np.clip(0.5 + 0.5 * log, 0.01, 1))
     ranges = {"jacobian_range": [2.0**-largest, 2.0**largest], "inconsistency_mm": 0.0}
-    if "quality_maps" in data and data.get("inverse_transform") is not None:
+    if "quality_maps" in data and data["transforms"].inverse is not None:
         maps = data["quality_maps"]
         gap = on_grid(maps.inconsistency_mm.nan_to_num(0.0), maps.affine, grid.shape, grid.affine_ras)
         top = max(0.1, float(np.quantile(gap, 0.995)))

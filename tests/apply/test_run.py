@@ -217,8 +217,8 @@ def test_a_finer_grid_covers_the_same_field_of_view() -> None:
 
 
 def test_ants_and_simpleitk_apply_the_converted_fields_as_we_do(pair: dict[str, str], tmp_path: Path) -> None:
-    ants = pytest.importorskip("ants", reason="antspyx is not installed (requirements-comparators.txt)")
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (requirements-comparators.txt)")
+    ants = pytest.importorskip("ants", reason="antspyx is not installed (make dev)")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (make dev)")
     out = apply(
         tmp_path / "out",
         transform=pair["bent"],

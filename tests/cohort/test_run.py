@@ -31,8 +31,8 @@ from monai.bundle import ConfigWorkflow
 from scripts.cohort.cases import load_cohort
 from scripts.cohort.run import CaseQueue
 from scripts.cohort.table import find_cases, read_rows, write_table
-from scripts.data.cases import OUTPUT_NAMES
 from scripts.data.transform_files import flatten, read_transform
+from scripts.transforms.outputs.files import result_patterns
 from scripts.utils.atomic import sweep
 from scripts.utils.errors import InputError
 from tests.helpers.known_pair import ROOT, write_known_pair
@@ -290,7 +290,7 @@ def test_the_queue_goes_on_where_it_was_left_and_keeps_the_order(tmp_path: Path)
 def test_half_written_files_are_swept_and_others_left(tmp_path: Path) -> None:
     for name in (".123.warped_moving.nii.gz", ".hidden", ".2019.scans", "report.json"):
         (tmp_path / name).write_text("x")
-    sweep(tmp_path, OUTPUT_NAMES)
+    sweep(tmp_path, result_patterns())
     assert sorted(path.name for path in tmp_path.iterdir()) == [".2019.scans", ".hidden", "report.json"]
 
 
@@ -370,7 +370,7 @@ def test_files_of_processes_at_work_are_not_swept(tmp_path: Path) -> None:
     mine = tmp_path / f".{os.getppid()}.report.json"
     mine.write_text("x")
     (tmp_path / ".123456789.warped_moving_dicom").mkdir()
-    sweep(tmp_path, OUTPUT_NAMES)
+    sweep(tmp_path, result_patterns())
     assert [path.name for path in tmp_path.iterdir()] == [mine.name]
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from scripts.data.cases import load_cases, require_cases
+from scripts.transforms.outputs.save import check_outputs
 from scripts.utils.errors import InputError
 
 
@@ -203,7 +204,7 @@ def test_a_damaged_datalist_is_refused(listed: dict[str, Any]) -> None:
 def test_an_input_that_the_result_would_overwrite_is_refused(pair: dict[str, Any]) -> None:
     moving = save(Path(pair["output_dir"]) / "warped_moving.nii.gz")
     with pytest.raises(InputError, match="would be overwritten"):
-        load_cases(**{**pair, "moving": moving})
+        check_outputs(load_cases(**{**pair, "moving": moving}), {"warped": True})
 
 
 def test_an_output_folder_that_refuses_files_is_refused(pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,7 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
     assert np.mean(gap > 0) < 0.01
     np.testing.assert_allclose(again.affine, nifti.affine, atol=1e-3)
     # and by SimpleITK
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (requirements-comparators.txt)")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (make dev)")
     image = sitk.ReadImage([str(path) for path in written])
     np.testing.assert_allclose(image.GetOrigin(), FIXED["origin"], atol=1e-3)
     np.testing.assert_allclose(image.GetSpacing(), FIXED["spacing"], atol=1e-4)
@@ -240,7 +240,7 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
 
 
 def test_values_beyond_16_bits_are_scaled(tmp_path: Path) -> None:
-    from scripts.transforms.dicom_output import _stored
+    from scripts.data.dicom_writing import _stored
 
     header = Dataset()
     for low, high in ((-1024.0, 3071.0), (0.0, 1e6), (-0.5, 0.25)):

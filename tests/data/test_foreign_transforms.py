@@ -88,7 +88,7 @@ def test_composites_with_ants_parts_are_read(tmp_path: Path, ending: str) -> Non
 
 @pytest.mark.parametrize("kind", ["MatrixOffsetTransformBase_float_3_3", "AffineTransform_double_3_3"])
 def test_ants_reads_such_a_file_as_we_do(tmp_path: Path, kind: str) -> None:
-    ants = pytest.importorskip("ants", reason="antspyx is not installed (requirements-comparators.txt)")
+    ants = pytest.importorskip("ants", reason="antspyx is not installed (make dev)")
     path = write_matlab(tmp_path / "0GenericAffine.mat", kind, AFFINE, list(CENTER))
     by_ants = ants.apply_ants_transform_to_point(ants.read_transform(path), POINT)
     np.testing.assert_allclose(at(read_transform(path), POINT), by_ants, rtol=1e-5)
@@ -114,7 +114,7 @@ KINDS: dict[str, tuple[list[float], list[float]]] = {
 @pytest.mark.parametrize("precision", ["double", "float"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_that_itk_reads_is_read_as_simpleitk_reads_it(tmp_path: Path, kind: str, precision: str) -> None:
-    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (requirements-comparators.txt)")
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (make dev)")
     path = write_text(tmp_path / "a.tfm", f"{kind}_{precision}_3_3", *KINDS[kind])
     np.testing.assert_allclose(at(read_transform(path), POINT), sitk.ReadTransform(path).TransformPoint(POINT))
 

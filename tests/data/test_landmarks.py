@@ -23,7 +23,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from scripts.data.landmarks import read_landmark_pair, read_landmarks, write_warped_landmarks
+from scripts.data.landmarks import check_same_points, open_landmarks, read_landmarks, write_warped_landmarks
 from scripts.geometry.grid_transform import GridTransform
 from scripts.training.preprocessing import AddLandmarksd
 from scripts.utils.errors import InputError, InputFileError
@@ -91,7 +91,9 @@ def test_a_missing_file_and_an_unknown_space_are_named(tmp_path: Path) -> None:
 
 def test_pairs_must_have_as_many_points(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has 2 points and moving_landmarks .* 1; give the same landmarks"):
-        read_landmark_pair(write(tmp_path, POINTS), write(tmp_path, "x,y,z\n1,2,3\n", "moving.csv"))
+        check_same_points(
+            open_landmarks(write(tmp_path, POINTS)), open_landmarks(write(tmp_path, "x,y,z\n1,2,3\n", "moving.csv"))
+        )
 
 
 @pytest.mark.parametrize(("space", "sign"), [("RAS", 1.0), ("LPS", -1.0)])
@@ -257,7 +259,8 @@ def test_warped_landmarks_of_files_in_several_spaces_are_written_in_the_option_s
 
 
 def test_a_registration_and_a_training_list_take_slicer_files(tmp_path: Path) -> None:
-    pair = read_landmark_pair(write(tmp_path, fcsv("0"), "f.fcsv"), write(tmp_path, markups("RAS"), "m.mrk.json"))
+    files = write(tmp_path, fcsv("0"), "f.fcsv"), write(tmp_path, markups("RAS"), "m.mrk.json")
+    pair = [read_landmarks(file) for file in files]
     torch.testing.assert_close(pair[0].points_ras_mm, pair[1].points_ras_mm)
     record = {"landmarks": str(tmp_path / "f.fcsv"), "image": MetaTensor(torch.zeros(1, 2, 2, 2))}
     assert AddLandmarksd()(record)["landmarks"].tolist() == MARKED

@@ -88,7 +88,7 @@ def test_a_point_goes_through_the_first_transform_first() -> None:
 
 
 def test_ants_applies_a_list_in_the_same_order(tmp_path: Path) -> None:
-    ants = pytest.importorskip("ants", reason="antspyx is not installed (requirements-comparators.txt)")
+    ants = pytest.importorskip("ants", reason="antspyx is not installed (make dev)")
     files = [str(tmp_path / "0.mat"), write_field(tmp_path / "1.nii.gz")]
     itk.transformwrite([affine(np.diag([1.2, 1.0, 0.8]) @ oblique(20), [5.0, 0.0, 1.0])], files[0])
     transform = compose([read_transform(path) for path in files])

@@ -99,6 +99,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "disp_0001_0002.nii.gz").write_bytes(b"")
+        (tmp_path / folder / "report.json").write_text(json.dumps({"outputs": ["disp_0001_0002.nii.gz"]}))
     with pytest.raises(InputError, match="more than once"):
         write_submission(tmp_path, tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()

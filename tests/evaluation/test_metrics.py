@@ -20,7 +20,7 @@ import SimpleITK
 import torch
 from scipy import ndimage
 
-from scripts.data.landmarks import read_landmark_pair
+from scripts.data.landmarks import read_landmarks
 from scripts.evaluation.comparators import over_start
 from scripts.evaluation.metrics import jacobian_figures
 from scripts.geometry.grid_transform import GridTransform
@@ -99,7 +99,7 @@ def test_landmarks_of_the_wrong_world_are_caught(tmp_path: Path) -> None:
     # the shift in RAS
     right = GridTransform(torch.tensor([-2.0, 3.0, 4.0]).view(3, 1, 1, 1).expand(3, 90, 90, 90), affine, affine)
     for space, error in (("LPS", 0.0), ("RAS", 2 * np.hypot(2, 3))):
-        fixed, moving = (marks.points_ras_mm for marks in read_landmark_pair(*files, space))
+        fixed, moving = (read_landmarks(file, space).points_ras_mm for file in files)
         found = target_registration_error_mm(right, fixed, moving)
         torch.testing.assert_close(found, torch.full((3,), error).double(), atol=1e-6, rtol=0)
 

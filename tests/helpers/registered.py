@@ -73,10 +73,12 @@ def registered_case(folder: Path, shape: tuple[int, int, int] = SHAPE, amplitude
         "moving_modality": "ct",
     }
     data = dict(chain(shape, match_orientation=False)(case))
-    data["forward_ddf"] = smooth_ddf(shape, amplitude, 2)
-    data["inverse_ddf"] = -smooth_ddf(shape, amplitude, 3)
-    data["terms"] = {"similarity_before": torch.tensor(0.7), "similarity_after": 0.2, "regularity": float("nan")}
-    data["seconds"] = 12.5
+    terms = {"similarity_before": torch.tensor(0.7), "similarity_after": 0.2, "regularity": float("nan")}
+    data["pred"] = {
+        "forward_ddf": smooth_ddf(shape, amplitude, 2),
+        "inverse_ddf": -smooth_ddf(shape, amplitude, 3),
+        "terms": {**terms, "seconds_registration": 12.5},
+    }
     return data
 
 

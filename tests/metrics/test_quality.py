@@ -40,8 +40,8 @@ def case(tmp_path: Path) -> dict[Any, Any]:
     for key in ("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"):
         del data[key]
     data["moving_image"] = data["fixed_image"].clone()
-    data["moving"], data["forward_ddf"] = data["fixed"], torch.zeros_like(data["forward_ddf"])
-    data["inverse_ddf"] = torch.zeros_like(data["forward_ddf"])
+    data["moving"], data["pred"]["forward_ddf"] = data["fixed"], torch.zeros_like(data["pred"]["forward_ddf"])
+    data["pred"]["inverse_ddf"] = torch.zeros_like(data["pred"]["forward_ddf"])
     return data
 
 
@@ -92,7 +92,7 @@ def test_small_organs_are_judged_by_limits_of_their_own_without_optimization(pai
 
 @pytest.mark.parametrize("option", ["off", False, "field", "network"])
 def test_the_verdict_knows_whether_the_pair_was_optimized(option: Any, case: dict[Any, Any]) -> None:
-    case["inverse_ddf"][0] = 0.8  # 2 % of the diagonal
+    case["pred"]["inverse_ddf"][0] = 0.8  # 2 % of the diagonal
     result = AddQualityd(optimization=option)(AddMetricsd()(AddTransformsd()(case)))
     assert 0.5 < result["quality"]["inconsistency_percent"] < 4.5
     assert (result["quality"]["verdict"] == "ok") == (option in ("off", False))
@@ -107,7 +107,7 @@ def test_a_similarity_that_fell_fails_and_one_that_is_unknown_is_checked() -> No
 
 def test_an_inverse_that_is_off_by_a_known_distance_is_measured_in_mm(case: dict[Any, Any]) -> None:
     """The inverse adds 1.5 voxels along the grid's d axis everywhere."""
-    case["inverse_ddf"][0] = 1.5
+    case["pred"]["inverse_ddf"][0] = 1.5
     result = quality_of(case)
     spacing = torch.linalg.vector_norm(case["fixed_image"].affine[:3, :3], dim=0)
     expected = 1.5 * float(spacing[0])
@@ -121,8 +121,8 @@ def test_an_inverse_that_is_off_by_a_known_distance_is_measured_in_mm(case: dict
 
 def test_what_maps_outside_the_moving_image_is_counted_and_not_trusted(case: dict[Any, Any]) -> None:
     """A shift by half of the grid along w: half of the fixed image maps outside."""
-    case["forward_ddf"][2] = (case["forward_ddf"].shape[3] - 1) / 2 + 0.5
-    case["inverse_ddf"][2] = -case["forward_ddf"][2]
+    case["pred"]["forward_ddf"][2] = (case["pred"]["forward_ddf"].shape[3] - 1) / 2 + 0.5
+    case["pred"]["inverse_ddf"][2] = -case["pred"]["forward_ddf"][2]
     result = quality_of(case)
     assert result["quality"]["outside_percent"] == pytest.approx(50, abs=4)
     confidence = result["quality_maps"].confidence
@@ -133,8 +133,8 @@ def test_what_maps_outside_the_moving_image_is_counted_and_not_trusted(case: dic
 
 def test_a_stretch_and_a_change_of_volume_are_measured(case: dict[Any, Any]) -> None:
     """x -> 0.5 x along w: a stretch of 2 against the other axes, volume 1/2."""
-    size = case["forward_ddf"].shape[3]
-    case["forward_ddf"][2] = -0.5 * torch.arange(size).float()
+    size = case["pred"]["forward_ddf"].shape[3]
+    case["pred"]["forward_ddf"][2] = -0.5 * torch.arange(size).float()
     quality = quality_of(case)["quality"]
     assert quality["stretch"] == pytest.approx(1, abs=0.02)
     assert quality["volume_change"] == pytest.approx(np.log(2), abs=0.02)
@@ -142,16 +142,16 @@ def test_a_stretch_and_a_change_of_volume_are_measured(case: dict[Any, Any]) -> 
 
 
 def test_bending_does_not_count_what_is_affine(case: dict[Any, Any]) -> None:
-    shape = tuple(case["forward_ddf"].shape[1:])
-    case["forward_ddf"] = smooth_ddf(shape, 2.0, 3)
+    shape = tuple(case["pred"]["forward_ddf"].shape[1:])
+    case["pred"]["forward_ddf"] = smooth_ddf(shape, 2.0, 3)
     bent = quality_of(case)["quality"]["bending_percent"]
-    case["forward_ddf"] = case["forward_ddf"] + 0.2 * torch.arange(shape[2]).float()
+    case["pred"]["forward_ddf"] = case["pred"]["forward_ddf"] + 0.2 * torch.arange(shape[2]).float()
     assert quality_of(case)["quality"]["bending_percent"] == pytest.approx(bent, rel=0.05)
     assert bent > 1
 
 
 def test_folded_places_are_not_trusted(case: dict[Any, Any]) -> None:
-    case["forward_ddf"][2, 8, 9, 9], case["forward_ddf"][2, 8, 9, 11] = 3.0, -3.0
+    case["pred"]["forward_ddf"][2, 8, 9, 9], case["pred"]["forward_ddf"][2, 8, 9, 11] = 3.0, -3.0
     result = quality_of(case)
     assert result["quality"]["folding_percent"] > 0
     assert float(result["quality_maps"].confidence.min()) == 0
@@ -167,7 +167,7 @@ def test_other_contrasts_are_not_judged_by_correlation(case: dict[Any, Any]) -> 
 
 
 def test_without_an_inverse_the_rest_is_judged(case: dict[Any, Any]) -> None:
-    del case["inverse_ddf"]
+    del case["pred"]["inverse_ddf"]
     quality = quality_of(case)["quality"]
     assert quality["inconsistency_percent"] is None
     assert quality["verdict"] == "ok"

@@ -60,8 +60,8 @@ def bundle(tmp_path: Path) -> Path:
     """The files that the cheap checks read."""
     root = tmp_path / "bundle"
     for name in ("configs", "docs", "models", "tools"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("default_training", "*.ts", "*.onnx"))
-    for name in ("metadata.json", "LICENSE", "CITATION.cff", "large_files.yml", "constraints.txt", "requirements.txt"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.ts", "*.onnx"))
+    for name in ("metadata.json", "LICENSE", "CITATION.cff", "large_files.yml", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     return root
 
@@ -113,7 +113,7 @@ def make_large(root: Path) -> None:
         (zoo_check.check_requirements, change_metadata(monai_version="1.0.0"), "monai 1.0.0 was not tested"),
         (
             zoo_check.check_requirements,
-            replace("requirements.txt", "tqdm", "scikit-image"),
+            replace("pyproject.toml", "tqdm", "scikit-image"),
             "do not name: scikit-image",
         ),
         (zoo_check.check_card, replace("docs/README.md", "# Performance", "# Speed"), "no section Performance"),
@@ -155,7 +155,7 @@ def lay_out_to_run(zoo: Path) -> Path:
     """Return the bundle in the zoo's folder, with what building its workflows needs."""
     root = zoo / "models" / NAME
     for name in ("configs", "models", "scripts"):
-        skipped = shutil.ignore_patterns("default_training", "*.ts", "*.onnx", "__pycache__")
+        skipped = shutil.ignore_patterns("*.ts", "*.onnx", "__pycache__")
         shutil.copytree(ROOT / name, root / name, ignore=skipped)
     return root
 
@@ -286,7 +286,7 @@ def test_the_citation_names_version_and_license() -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
-    for name in ("configs/metadata.json", "pyproject.toml", "docs/sbom.cdx.json", "CITATION.cff"):
+    for name in ("configs/metadata.json", "pyproject.toml", "CITATION.cff"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     git(root, "init", "--quiet")

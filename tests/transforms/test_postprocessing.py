@@ -27,24 +27,16 @@ from monai.data import MetaTensor
 from scripts.data.landmarks import read_landmarks
 from scripts.geometry.coordinates import identity_grid
 from scripts.geometry.warping import warp_image
-from scripts.utils.tensors import plain
 from scripts.metrics import registration_metrics as metrics
 from scripts.metrics.surface_distances import surface_distances_mm
 from scripts.transforms import postprocessing
-from scripts.transforms.outputs import (
-    Output,
-    SaveAlld,
-    SaveDisplacementd,
-    SaveJacobiand,
-    SaveOverviewd,
-    SaveReportd,
-    SaveTransformsd,
-    SaveWarpedLabeld,
-    WarpLandmarksd,
-    WarpMovingd,
-)
+from scripts.transforms.outputs.base import Output
+from scripts.transforms.outputs.save import SaveOutputsd, write_outputs
+from scripts.transforms.outputs.transforms import SaveDisplacement, SaveTransforms
+from scripts.transforms.outputs.warped import SaveWarpedLabel, SaveWarpedMoving
 from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
 from scripts.utils.errors import InputError
+from scripts.utils.tensors import plain
 from tests.helpers.chain import chain, write
 from tests.helpers.registered import FIXED_SHAPE, MOVING, registered_case
 
@@ -56,18 +48,9 @@ LARGE = (32, 33, 34)  # the native grid is coarser along k: the field between it
 
 
 def run(data: dict[Any, Any], **switches: bool) -> dict[Any, Any]:
-    steps = [
-        AddTransformsd(),
-        AddWarpedLabeld(),
-        AddMetricsd(),
-        *(
-            kind(enabled=switches.get(kind.__name__, True))
-            for kind in (SaveTransformsd, SaveDisplacementd, WarpMovingd, SaveWarpedLabeld, WarpLandmarksd)
-        ),
-        SaveJacobiand(enabled=switches.get("SaveJacobiand", True)),
-        SaveOverviewd(enabled=switches.get("SaveOverviewd", True)),
-        SaveReportd(settings={"similarity": "lncc", "levels": (1, 2)}, weights={"name": "none"}, seed=3),
-    ]
+    save = dict.fromkeys(("transforms", "displacement", "warped", "jacobian", "overview"), True) | switches
+    settings = {"similarity": "lncc", "levels": (1, 2)}
+    steps = AddTransformsd(), AddWarpedLabeld(), AddMetricsd(), SaveOutputsd(save, settings, {"name": "none"}, seed=3)
     for step in steps:
         data = step(data)
     return data
@@ -150,12 +133,12 @@ def test_itk_carries_the_landmarks_to_the_same_points(case: dict[Any, Any], sour
 def test_a_known_shift_of_the_world_moves_the_warped_image_against_it(
     tmp_path: Path, case: dict[Any, Any], axis: int
 ) -> None:
-    data = {**case, "case_dir": str(tmp_path), "moving": case["fixed"], "moving_image": case["fixed_image"]}
+    data = {**case, "moving": case["fixed"], "moving_image": case["fixed_image"]}
     shift = torch.zeros(3, dtype=torch.float64)
     shift[axis] = 6.0
     affine = case["fixed_image"].affine.double()
     ddf = torch.linalg.solve(affine[:3, :3], shift).view(3, 1, 1, 1).expand(3, *LARGE)
-    WarpMovingd()(AddTransformsd()({**data, "forward_ddf": ddf, "inverse_ddf": -ddf}))
+    SaveWarpedMoving().write(AddTransformsd()({**data, "pred": {"forward_ddf": ddf, "inverse_ddf": -ddf}}), tmp_path)
 
     def center(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
         weight = np.clip(values + 1000, 0, None) * (values != 0)
@@ -169,7 +152,7 @@ def test_a_known_shift_of_the_world_moves_the_warped_image_against_it(
 
 def test_every_file_is_there_on_the_grid_and_in_the_type_promised(case: dict[Any, Any]) -> None:
     assert {path.name for path in Path(case["case_dir"]).iterdir()} == FILES
-    assert set(case["written"]) == FILES
+    assert set(case["written"]) == FILES - {"report.json"}
     kinds = {"warped_moving": np.float32, "warped_label": np.int16, "jacobian_determinant": np.float32}
     for name, kind in kinds.items():
         image = read(case, f"{name}.nii.gz")
@@ -218,9 +201,9 @@ def test_switches_and_missing_inputs_leave_files_out(tmp_path: Path) -> None:
     data = registered_case(tmp_path)
     for key in ("fixed_label", "moving_label", "fixed_landmarks", "moving_landmarks"):
         del data[key]
-    done = run(data, SaveTransformsd=False, SaveOverviewd=False, SaveJacobiand=False)
-    assert set(done["written"]) == {"displacement.nii.gz", "warped_moving.nii.gz", "report.json"}
-    assert {path.name for path in Path(data["case_dir"]).iterdir()} == set(done["written"])
+    done = run(data, transforms=False, overview=False, jacobian=False)
+    assert set(done["written"]) == {"displacement.nii.gz", "warped_moving.nii.gz"}
+    assert {path.name for path in Path(data["case_dir"]).iterdir()} == {*done["written"], "report.json"}
     report = json.loads((Path(data["case_dir"]) / "report.json").read_text())
     assert "dice" not in report
     assert "tre_mm" not in report
@@ -240,10 +223,10 @@ def test_integer_images_keep_their_type_with_rounded_values(tmp_path: Path) -> N
     data = registered_case(tmp_path)
     data["moving"].meta["original_dtype"] = "int16"
     done = AddTransformsd()(data)
-    WarpMovingd()(done)
+    write_outputs([SaveWarpedMoving()], done, Path(data["case_dir"]))
     ours = read(data, "warped_moving.nii.gz")
     assert ours.get_data_dtype() == np.int16
-    exact = postprocessing.warp_onto_fixed(done, "moving", done["displacement_mm"], dtype="float32")
+    exact = postprocessing.warp_onto_fixed(done, "moving", done["transforms"].displacement_mm, dtype="float32")
     np.testing.assert_array_equal(np.asanyarray(ours.dataobj), np.rint(exact))
 
 
@@ -281,12 +264,12 @@ def test_label_ids_and_types_come_through_a_registration(kind: str, resampled: b
     case = {key: str(value) for key, value in case.items()}
     loaded = chain(match_orientation=False)({**case, "fixed_modality": "ct", "moving_modality": "ct"})
     data |= {key: loaded[key] for key in ("fixed_label", "moving_label")}
-    done = AddMetricsd()(SaveWarpedLabeld()(AddWarpedLabeld()(AddTransformsd()(data))))
+    done = AddMetricsd()(AddWarpedLabeld()(AddTransformsd()(data)))
+    write_outputs([SaveWarpedLabel(), SaveTransforms()], done, Path(data["case_dir"]))
     ours = read(data, "warped_label.nii.gz")
     assert ours.get_data_dtype() == kind
     stand_in = write(tmp_path / "places.nii.gz", places["moving"].astype(np.int16), **MOVING)
     data["moving_label"].meta["filename_or_obj"] = stand_in
-    SaveTransformsd()(done)
     by_itk = itk_resample(data, "moving_label", itk_transforms(data, "h5"), itk.NearestNeighborInterpolateImageFunction)
     np.testing.assert_array_equal(np.asanyarray(ours.dataobj), ids[by_itk])
     assert set(done["metrics"]["dice"]["after"]["per_label"]) == set(LABEL_IDS[kind])
@@ -324,14 +307,12 @@ def test_outside_a_moving_ct_lies_air(
     data["moving"] = MetaTensor(values.as_tensor() + offset, meta=dict(data["moving"].meta))
     data["moving"].meta["original_dtype"] = kind
     data |= {"fixed_modality": modality, "moving_modality": modality}
-    warped = SaveWarpedLabeld()(WarpMovingd()(AddWarpedLabeld()(AddTransformsd()(data))))
+    warped = AddWarpedLabeld()(AddTransformsd()(data))
+    write_outputs([SaveWarpedMoving(), SaveWarpedLabel()], warped, Path(data["case_dir"]))
     ours = read(data, "warped_moving.nii.gz")
     assert ours.get_data_dtype() == kind
-    nowhere = np.isnan(
-        warp_image(
-            warped["moving"], warped["displacement_mm"], FIXED_SHAPE, warped["fixed"].affine, default=float("nan")
-        )
-    )
+    field, affine = warped["transforms"].displacement_mm, warped["fixed"].affine
+    nowhere = np.isnan(warp_image(warped["moving"], field, FIXED_SHAPE, affine, default=float("nan")))
     assert 0.01 < nowhere.mean() < 0.5
     assert set(np.unique(np.asanyarray(ours.dataobj)[nowhere])) == {expected}
     label = np.asanyarray(read(data, "warped_label.nii.gz").dataobj)
@@ -359,7 +340,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_part(tmp_path: Path, monk
 
     monkeypatch.setattr(nib.Nifti1Image, "to_stream", full)
     with pytest.raises(InputError, match=r"warped_moving\.nii\.gz' can't be written \(No space left on device\)"):
-        WarpMovingd()(data)
+        write_outputs([SaveWarpedMoving()], data, Path(data["case_dir"]))
     assert list(Path(data["case_dir"]).iterdir()) == []
 
 
@@ -370,8 +351,8 @@ def test_a_displacement_on_another_grid_of_the_same_field_of_view_is_the_same_tr
     def transforms(shape: tuple[int, int, int]) -> tuple[Any, Any]:
         points = identity_grid(shape)[0]
         ddf = torch.einsum("ab,bdhw->adhw", linear, points) * (torch.tensor(shape) - 1).view(3, 1, 1, 1)
-        done = AddTransformsd()({**data, "forward_ddf": ddf, "inverse_ddf": -ddf})
-        return done["forward_transform"], done["inverse_transform"]
+        done = AddTransformsd()({**data, "pred": {"forward_ddf": ddf, "inverse_ddf": -ddf}})["transforms"]
+        return done.forward, done.inverse
 
     for fine, coarse in zip(transforms(LARGE), transforms((9, 16, 11)), strict=True):
         points = fine.grid_points(step=3)
@@ -380,16 +361,17 @@ def test_a_displacement_on_another_grid_of_the_same_field_of_view_is_the_same_tr
 
 
 class _Fails(Output):
+    files = ()
+
     def write(self, data: Any, folder: Path) -> tuple[str, ...]:
         raise InputError("disk full")
 
 
 def test_outputs_side_by_side_are_named_in_order_and_survive_the_error_of_one(tmp_path: Path) -> None:
     data = AddTransformsd()(registered_case(tmp_path, (17, 18, 20)))
-    outputs = [SaveTransformsd(), SaveDisplacementd(), WarpMovingd()]
+    outputs = [SaveTransforms(), SaveDisplacement(), SaveWarpedMoving()]
     names = ("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz")
-    assert SaveAlld(outputs)(data)["written"] == names
-    data["case_dir"] = str(tmp_path / "again")
+    assert write_outputs(outputs, data, tmp_path / "once") == names
     with pytest.raises(InputError, match="disk full"):
-        SaveAlld([_Fails(), *outputs])(data)
+        write_outputs([_Fails(), *outputs], data, tmp_path / "again")
     assert {path.name for path in (tmp_path / "again").iterdir()} == set(names)

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def half_space(axis: int, signs: tuple[int, int, int], order: tuple[int, int, in
     network = MetaTensor(torch.zeros(1, 6, 6, 6), affine=affine[:, [2, 1, 0, 3]])
     zero = torch.zeros(3, 6, 6, 6)
     data = {"fixed": fixed, "moving": fixed, "fixed_image": network, "moving_image": network}
-    return AddTransformsd()({**data, "forward_ddf": zero, "inverse_ddf": zero})
+    return AddTransformsd()({**data, "pred": {"forward_ddf": zero, "inverse_ddf": zero}})
 
 
 @pytest.mark.parametrize(
@@ -91,9 +92,10 @@ def test_proportions_are_those_of_the_world(case: dict[Any, Any]) -> None:
 
 
 def test_a_folded_constant_and_unmeasured_case_is_drawn(tmp_path: Path, case: dict[Any, Any]) -> None:
-    bare = {key: value for key, value in case.items() if key not in ("metrics", "terms", "seconds", "case")}
+    bare = {key: value for key, value in case.items() if key not in ("metrics", "pred", "case")}
     bare["moving"] = MetaTensor(torch.zeros_like(case["moving"].as_tensor()), affine=case["moving"].affine)
-    bare["displacement_mm"] = 40 * torch.randn_like(case["displacement_mm"])
+    wild = 40 * torch.randn_like(case["transforms"].displacement_mm)
+    bare["transforms"] = dataclasses.replace(case["transforms"], displacement_mm=wild)
     draw_overview(bare, tmp_path / "overview.png")
     picture = imread(tmp_path / "overview.png")[..., :3]
     green = np.abs(picture - np.array([0x39, 0xFF, 0x14]) / 255).max(axis=-1) < 0.02

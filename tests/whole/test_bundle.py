@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from packaging.utils import canonicalize_name
 
 from scripts.networks.checkpoints import PUBLISHED_FILES
 from scripts.networks.registration_network import RegistrationNetwork
@@ -67,9 +69,7 @@ def test_metadata_is_valid_and_the_same_at_both_places(
 
 
 def test_versions_agree_with_those_tested(bundle_root: Path, files: tuple[str, str]) -> None:
-    lines = (bundle_root / "constraints.txt").read_text().splitlines()
-    tested = dict(line.split("==") for line in lines if "==" in line)
-    tested = {name.lower(): version for name, version in tested.items()}
+    tested = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", (bundle_root / "requirements.lock").read_text()))
     metadata = json.loads(Path(files[0]).read_text())
     declared = {
         **metadata["required_packages_version"],
@@ -77,7 +77,7 @@ def test_versions_agree_with_those_tested(bundle_root: Path, files: tuple[str, s
         "torch": metadata["pytorch_version"],
         "numpy": metadata["numpy_version"],
     }
-    assert {name: tested.get(name.lower()) for name in declared} == declared
+    assert {name: tested.get(canonicalize_name(name)) for name in declared} == declared
 
 
 def test_all_properties_of_an_inference_bundle_are_there(bundle_root: Path, files: tuple[str, str]) -> None:

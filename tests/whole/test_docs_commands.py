@@ -189,14 +189,13 @@ ELSEWHERE = {
     "python -m tools.benchmarks.exports --weights default --repeats 7": HOURS,
     "python -m tools.benchmarks.exports --weights published --shape 96 --repeats 5": HOURS,
     "python -m tools.benchmarks.exports --weights published --repeats 3": HOURS,
-    "make sbom": INSTALLS,
     "make zoo-check": CI,
     "make bundle": "tests/tools/test_release.py::test_the_zip_file_holds_the_released_files_and_is_the_same_again",
     "make huggingface": "tests/tools/test_release.py::test_the_hub_s_folder_has_its_card_whose_links_lead_somewhere",
     "make tag": "tests/tools/test_release.py::test_a_tag_carries_the_line_of_the_changelog",
     "make matrix": HOURS,
-    ".ci/matrix --only 3.11-oldest 3.13-newest": HOURS,
-    ".ci/matrix --resolve": "tests/tools/test_matrix.py::test_the_status_and_the_table_tell_what_failed",
+    ".venv/bin/nox --noxfile tools/noxfile.py --session tests-3.12(oldest)": HOURS,
+    ".venv/bin/nox --noxfile tools/noxfile.py --session resolve": HOURS,
     "antsApplyTransforms -d 3 -i moving.nii.gz -r fixed.nii.gz -t displacement.nii.gz -o warped.nii.gz": PROGRAM,
     "antsApplyTransforms -d 3 -i label.nii.gz -r fixed.nii.gz -t displacement.nii.gz -n NearestNeighbor"
     " -o warped_label.nii.gz": PROGRAM,
@@ -212,7 +211,11 @@ ELSEWHERE = {
     "::test_a_data_set_runs_with_its_own_list_and_prints_the_papers_figures",
     "python -m tools.benchmarks.methods --data DIR": HOURS,
     "python3.11 -m venv .venv-monailabel && source .venv-monailabel/bin/activate": INSTALLS,
-    "python -m pip install torch==2.13.0 && python -m pip install -r monailabel_app/requirements.txt": INSTALLS,
+    "python -m pip install torch==2.13.0 && python -m pip install --require-hashes --no-deps"
+    " -r monailabel_app/requirements.lock": INSTALLS,
+    "grep -A 2 ^setuptools== requirements.lock | python -m pip install --require-hashes --no-deps"
+    " -r /dev/stdin": INSTALLS,
+    "python -m pip install --require-hashes --no-deps --no-build-isolation -r requirements.lock": INSTALLS,
     "python monailabel_app/serve.py --studies /data/studies --port 8000": SERVER,
     "monailabel start_server --app monailabel_app --studies /data/studies --host 127.0.0.1 --conf device cuda": (
         "monailabel_app/tests/test_parts.py::test_monai_labels_own_command_starts_the_app"
@@ -245,8 +248,8 @@ ELSEWHERE = {
     ),
     "curl $S/train/": "monailabel_app/tests/test_server.py::test_training_can_be_stopped_and_resumed",
     "make mutants": HOURS,
-    "python -m tools.campaigns.mutants scripts.losses.gradicon.x_*": HOURS,
-    "python -m tools.campaigns.mutants --report": "reads the folder that make mutants makes",
+    ".venv/bin/mutmut run scripts.losses.gradicon.x_*": HOURS,
+    ".venv/bin/mutmut results": "reads the folder that make mutants makes",
     "make bench": HOURS,
     "python -m tools.benchmarks.performance --tasks forward register io_step training_step lncc --shapes 96 175"
     " --repeats 5": HOURS,

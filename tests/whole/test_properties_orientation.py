@@ -51,9 +51,9 @@ def test_preprocessing_and_geometry(images: dict[str, str], tmp_path: Path, side
         case = {"case": "pair", "case_dir": "", "fixed_modality": "mr", "moving_modality": "mr", **paths}
         data = chain(SHAPE)(case)
         given = {"forward_ddf": smooth_ddf(SHAPE, 1.3, 2), "inverse_ddf": smooth_ddf(SHAPE, 1.3, 3)}
-        result = AddTransformsd()({**data, **given})
+        result = AddTransformsd()({**data, "pred": given})["transforms"]
         seen = torch.cat([data["fixed_image"].as_tensor(), data["moving_image"].as_tensor()])
-        return seen, to_itk(result["forward_transform"]), to_itk(result["inverse_transform"])
+        return seen, to_itk(result.forward), to_itk(result.inverse)
 
     seen, *expected = transforms(images)
     there = carry(expected[0], POINTS)

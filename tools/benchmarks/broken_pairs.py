@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How well the verdict of scripts/metrics/quality.py tells good registrations from broken ones: what docs/quality.md shows.
+"""How well the verdict (scripts/metrics/quality.py) tells good registrations from broken ones: docs/quality.md.
 
     python -m tools.benchmarks.broken_pairs --data DIR --work DIR
 

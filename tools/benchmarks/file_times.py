@@ -20,6 +20,7 @@ the same, and all files of a case, whose displacement field is that of the defau
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -34,6 +35,9 @@ import unigradicon
 from monai.bundle import ConfigWorkflow
 
 from scripts.data.itk_transforms import to_itk
+from scripts.transforms.outputs.save import write_outputs
+from scripts.transforms.outputs.transforms import SaveTransforms
+from scripts.transforms.outputs.warped import SaveWarpedMoving
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (175, 175, 175)
@@ -60,14 +64,14 @@ def main() -> None:
         for _ in range(given.repeats):
             images = timed("read, preprocess", "reference", lambda: _reference_read(given.fixed, given.moving))
             case = timed("read, preprocess", "here", lambda: bundle.get_parsed_content("dataset")[0])
-            case = _registered(dict(case), transforms)
-            reference = to_itk(case["forward_transform_175"])
+            forward = _registered(dict(case), transforms, 175)["transforms"].forward
+            case = _registered(dict(case), transforms, 128)
+            reference = to_itk(forward)
             timed("transform and image", "reference", lambda: _reference_write(images, reference, folder))  # noqa: B023
-            outputs = transforms[-2].outputs
-            both = type(transforms[-2])([outputs[0], outputs[2]])
-            one = {**case, "inverse_transform": None, "forward_transform": case["forward_transform_175"]}
-            timed("transform and image", "here", lambda: both(one))  # noqa: B023
-            timed("all files", "here", lambda: transforms[-2](case))  # noqa: B023
+            one = {**case, "transforms": dataclasses.replace(case["transforms"], forward=forward, inverse=None)}
+            both = [SaveTransforms(), SaveWarpedMoving()]
+            timed("transform and image", "here", lambda: write_outputs(both, one, Path(folder)))  # noqa: B023
+            timed("all files", "here", lambda: transforms[-1](case))  # noqa: B023
     print("| work | variant | seconds | against the reference |\n| --- | --- | --- | --- |")
     for (work, variant), found in seconds.items():
         base, median = seconds.get((work, "reference")), statistics.median(found)
@@ -92,19 +96,12 @@ def _bundle(fixed: str, moving: str, folder: str) -> Any:
     return workflow.parser
 
 
-def _registered(case: dict[Any, Any], transforms: Any) -> dict[Any, Any]:
-    """Add made-up transforms of both sizes."""
+def _registered(case: dict[Any, Any], transforms: Any, size: int) -> dict[Any, Any]:
+    """Add made-up transforms of a size."""
     torch.manual_seed(0)
-    for size, name in ((175, "forward_transform_175"), (128, "")):
-        coarse = torch.randn(1, 3, 6, 6, 6)
-        ddf = 3 * F.interpolate(coarse, size=(size,) * 3, mode="trilinear", align_corners=True)[0]
-        case |= {"forward_ddf": ddf, "inverse_ddf": -ddf, "terms": {}}
-        added = transforms[1](case)
-        if name:
-            case[name] = added["forward_transform"]
-        else:
-            case = added
-    return case
+    coarse = torch.randn(1, 3, 6, 6, 6)
+    ddf = 3 * F.interpolate(coarse, size=(size,) * 3, mode="trilinear", align_corners=True)[0]
+    return transforms[0]({**case, "pred": {"forward_ddf": ddf, "inverse_ddf": -ddf, "terms": {}}})
 
 
 def _reference_read(fixed: str, moving: str) -> list[Any]:

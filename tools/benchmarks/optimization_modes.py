@@ -13,7 +13,8 @@
     python -m tools.benchmarks.optimization_modes FIXED MOVING [--ckpt FILE] [--shape 65] [--steps 50]
 
 Without a checkpoint the network gets random weights: its result is then a wrong start, the same for both. The objective
-is that of the network mode (scripts.losses.gradicon, LNCC with sigma 5 on the network's grid, one fixed noise) for both.
+is that of the network mode (scripts.losses.gradicon, LNCC with sigma 5 on the network's grid, one fixed noise) for
+both.
 """
 
 from __future__ import annotations

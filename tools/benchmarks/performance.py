@@ -16,7 +16,7 @@
 
 Each measurement is a fresh process on the same random pair with the same random weights; the variants take turns, the
 median counts. Seconds of a single pass or registration are those of the first in the process, as a user sees it; of a
-step, of the second one. Needs requirements-reference.txt, and at 175 about 13 GB of memory.
+step, of the second one. Needs `make dev`, and at 175 about 13 GB of memory.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@
     python -m tools.benchmarks.training_step [--shape 175] [--repeats 2] [--device cpu]
 
 Each step (both directions, objective, gradients, Adam; batch 1, float32) runs in a fresh process on the same random
-pair, the variants take turns. Needs requirements-reference.txt, and at 175 about 13 GB of memory.
+pair, the variants take turns. Needs `make dev`, and at 175 about 13 GB of memory.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from scripts.data.volume_integrity import check_complete, check_nrrd, is_nifti, 
 from scripts.networks.checkpoint_files import read_checkpoint
 from scripts.training.lists import load_records
 from scripts.utils.errors import InputError
-from scripts.utils.regular_files import check_regular
+from scripts.utils.regular_files import check_data_file, read_start
 
 
 class Target(NamedTuple):
@@ -52,17 +52,18 @@ def _datalist(path: Path) -> None:
 
 
 def _nifti(path: Path) -> None:
-    raw = nifti_header(str(path))
+    raw = nifti_header(str(path), read_start(str(path)))
     if raw is not None and is_nifti(raw):
         nifti_file_header(str(path), raw)
         read_nifti(str(path), raw)
     else:
-        check_complete(str(path))
+        check_complete(str(path), raw)
 
 
 def _nrrd(path: Path) -> None:
-    check_nrrd(str(path))
-    check_regular(str(path))
+    start = read_start(str(path))
+    check_nrrd(str(path), start)
+    check_data_file(str(path), start)
 
 
 CSV = b"x,y,z,name\n1,2,3,a\n4.5,-6e1,7,b\n"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "unigradicon"
-LEFT_OUT = (".ci/", ".gitignore", "models/default_training/")  # our CI, and what only continued training needs
+LEFT_OUT = (".ci/", ".gitignore")
 
 
 def version_of(root: Path = ROOT) -> str:

@@ -34,11 +34,10 @@ def tag(root: Path = ROOT) -> str:
     version = version_of(root)
     metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    bill = json.loads((root / "docs" / "sbom.cdx.json").read_text(encoding="utf-8"))["metadata"]["component"]["version"]
     cited = re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     if version not in metadata["changelog"]:
         raise SystemExit(f"error: version {version} has no line in the changelog of configs/metadata.json")
-    others = {"pyproject.toml": project, "docs/sbom.cdx.json": bill, "CITATION.cff": cited[1] if cited else None}
+    others = {"pyproject.toml": project, "CITATION.cff": cited[1] if cited else None}
     for name, found in others.items():
         if found != version:
             raise SystemExit(f"error: {name} has version {found}, configs/metadata.json {version}; make them the same")

@@ -25,11 +25,14 @@ import json
 import re
 import shutil
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tools.release.contents import NAME, ROOT, released_files
 from tools.release.zoo_runs import (
@@ -103,17 +106,19 @@ def check_requirements(bundle: Path) -> str:
         **metadata["required_packages_version"],
         **metadata.get("optional_packages_version", {}),
     }
-    lines = (bundle / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    tested = dict(line.lower().split("==") for line in lines if re.fullmatch(r"[\w.\[\]-]+==\S+", line))
+    lock = (bundle / "requirements.lock").read_text(encoding="utf-8")
+    tested = dict(re.findall(r"(?m)^([\w-]+)==(\S+)", lock))
     for name, version in named.items():
+        found = tested.get(canonicalize_name(name))
         if not re.fullmatch(r"\d+(\.\d+)+", version):
             raise FindingError(f"{name}: expected an exact version, got '{version}'")
-        if tested.get(name.lower()) != version:
-            raise FindingError(f"{name} {version} was not tested; constraints.txt has {tested.get(name.lower())}")
-    needed = [re.split(r"[<>=!~ ;\[]", line)[0].lower() for line in _lines(bundle / "requirements.txt")]
-    unnamed = sorted(set(needed) - {name.lower() for name in named})
+        if found != version:
+            raise FindingError(f"{name} {version} was not tested; requirements.lock has {found}")
+    project = tomllib.loads((bundle / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    unnamed = sorted(needed - {canonicalize_name(name) for name in named})
     if unnamed:
-        raise FindingError(f"requirements.txt needs what the metadata do not name: {', '.join(unnamed)}")
+        raise FindingError(f"pyproject.toml needs what the metadata do not name: {', '.join(unnamed)}")
     return f"{len(named)} packages"
 
 
@@ -141,10 +146,6 @@ def check_license_headers(bundle: Path) -> str:
     if bare:
         raise FindingError(f"no license header: {', '.join(bare)}")
     return f"{len(sources)} source files"
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and line[0] not in "#-"]
 
 
 def lay_out(source: Path, zoo: Path) -> Path:
@@ -198,7 +199,7 @@ def main() -> int:
     parser.add_argument("--schema", type=Path, default=SCHEMA, help="MONAI's own, where it is at hand")
     given = parser.parse_args()
     if importlib.util.find_spec("onnxscript") is None:
-        raise SystemExit("error: the check exports to ONNX; install it with: pip install -r requirements-dev.txt")
+        raise SystemExit("error: the check exports to ONNX; install it with: make dev")
     failed = check(given.source, given.schema)
     print(f"failed: {', '.join(failed)}" if failed else "all that the model zoo checks is in order")
     return 1 if failed else 0

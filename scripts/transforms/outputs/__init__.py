@@ -8,3 +8,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
+"""The outputs of a case: one class a kind of file, which declares its switch and the names of its files.
+
+To add an output, write a subclass of :class:`scripts.transforms.outputs.base.Output` in one of these modules (or in a
+new one that is imported here), and add its ``name`` to the group ``save`` of ``configs/inference.yaml``.
+"""
+
+from scripts.transforms.outputs import dicom, learn2reg, maps, pictures, transforms, warped
+
+__all__ = ["dicom", "learn2reg", "maps", "pictures", "transforms", "warped"]

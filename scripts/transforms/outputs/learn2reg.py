@@ -8,37 +8,44 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The displacement field of a case in the form of Learn2Reg, as an output."""
+"""The displacement field of a case in the form of Learn2Reg."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from scripts.data.learn2reg_fields import field_name, voxel_displacement
-from scripts.transforms.outputs import Output
+from scripts.data.case import Case
+from scripts.data.learn2reg_fields import PATTERN, field_name, voxel_displacement
+from scripts.transforms.outputs.base import Output
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError
 from scripts.utils.tensors import plain
 
 
-class SaveLearn2RegFieldd(Output):
-    """Write the displacement field in Learn2Reg's form, by :func:`field_name`."""
+class SaveLearn2RegField(Output):
+    """The displacement field in Learn2Reg's form, named after the pair by :func:`field_name`."""
 
-    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
-        """Write the file."""
+    name = "learn2reg"
+    files = (PATTERN,)
+
+    def write(self, data: Case, folder: Path) -> Iterable[str]:
+        """Write the file.
+
+        Raises:
+            InputError: the images are not named as Learn2Reg's, or differ in their grid size.
+        """
         fixed, moving = data["fixed"], data["moving"]
-        name = field_name(*(str(image.meta["filename_or_obj"]) for image in (fixed, moving)))
+        name = field_name(*(str(image.meta.get("filename_or_obj")) for image in (fixed, moving)))
         if fixed.shape != moving.shape:
             raise InputError(
                 f"save_learn2reg: Learn2Reg's images have one grid size; fixed has {tuple(fixed.shape[1:])} voxels,"
                 f" moving {tuple(moving.shape[1:])}"
             )
-        field = voxel_displacement(data["displacement_mm"], fixed.affine, moving.affine)
+        field = voxel_displacement(data["transforms"].displacement_mm, fixed.affine, moving.affine)
         image = nib.Nifti1Image(np.ascontiguousarray(field.permute(1, 2, 3, 0).numpy()), plain(fixed.affine).numpy())
         with replacing(folder / name) as temporary:
             image.to_filename(temporary)

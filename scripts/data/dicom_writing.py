@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The warped image as a DICOM series: the moving series' patient and study, the fixed image's grid, UIDs of its own."""
+"""A warped image as a DICOM series: the moving series' patient and study, the fixed image's grid, UIDs of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import copy
 import hashlib
 import os
 import shutil
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,14 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from scripts.data.dicom_series import choose_series
+from scripts.data.case import Case, CaseFiles, Side, series_of
+from scripts.data.dicom_series import Series, SeriesVoxels, choose_series
 from scripts.data.itk_images import lps_geometry
-from scripts.transforms.outputs import Output
-from scripts.transforms.postprocessing import warp_onto_fixed
+from scripts.data.opened_files import opened_file
 from scripts.utils.atomic import unwritable
 from scripts.utils.errors import InputError
-from scripts.utils.tensors import plain
 from scripts.utils.versions import versions
 
-FOLDER = "warped_moving_dicom"
 # of the source's slices: they say nothing of the result's
 DROPPED = (
     *("SliceLocation", "AcquisitionNumber", "InstanceCreationTime", "WindowCenter", "WindowWidth", "PixelData"),
@@ -45,70 +43,42 @@ DROPPED = (
 )
 
 
-class SaveDicomd(Output):
-    """Write the moving image on the fixed grid as a DICOM series, warped_moving_dicom/, if the moving image is DICOM.
+def moving_series(case: CaseFiles | Case, moving: str) -> Series:
+    """Return the series whose tags the result gets.
 
     Args:
-        enabled: False does nothing.
+        case: may hold the series as it was opened when the case was checked.
+        moving: path of the moving image.
+
+    Raises:
+        InputError: it is no series of single slices: patient, study or tags would be invented.
     """
-
-    def __init__(self, enabled: bool = False) -> None:
-        super().__init__(enabled)
-
-    def write(self, data: Mapping[Hashable, Any], folder: Path) -> tuple[str, ...]:
-        """Warp and write; the folder appears whole or not at all.
-
-        Raises:
-            InputError: the moving image is not a DICOM series, or the folder can't be written.
-        """
-        source = str(data["moving"].meta.get("filename_or_obj", ""))
-        check_source(source, data.get("moving_series"))
-        warped = warp_onto_fixed(data, "moving", data["displacement_mm"], "float32")
-        fixed = str(data["fixed"].meta.get("filename_or_obj", ""))
-        frame = _frame_of_reference(fixed, data.get("fixed_series")) if Path(fixed).is_dir() else None
-        slices = dicom_slices(warped, plain(data["fixed"].affine).numpy(), source, data.get("moving_series"), frame)
-        target, temporary = folder / FOLDER, folder / f".{os.getpid()}.{FOLDER}"
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for dataset in slices:
-                dataset.save_as(temporary / f"{int(dataset.InstanceNumber):04d}.dcm", enforce_file_format=True)
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-        except OSError as error:
-            raise unwritable(target, error.strerror or error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return (FOLDER,)
-
-
-def check_source(moving: str, uid: str | None = None) -> None:
-    """Refuse to make DICOM of an image that is no series of single slices: patient, study or tags would be invented."""
     if not Path(moving).is_dir():
         raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
-    slices = choose_series(moving, uid).slices
-    if len({one.path for one in slices}) < len(slices):
+    series = case_series(case, "moving", moving)
+    if len({one.path for one in series.slices}) < len(series.slices):
         raise InputError(
             f"save_dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
             " save_dicom out"
         )
+    return series
 
 
-def check_sources(cases: Sequence[Mapping[str, Any]], enabled: bool) -> None:
-    """Check all cases before any work."""
-    for case in cases if enabled else ():
-        check_source(str(case["moving"]), case.get("moving_series"))
+def case_series(case: CaseFiles | Case, key: Side, folder: str) -> Series:
+    """Return the series of a case entry, in the order that its headers gave when the case was checked, if it was."""
+    opened = opened_file(case, key, folder)
+    if opened is not None and isinstance(opened.voxels, SeriesVoxels):
+        return opened.voxels.series
+    return choose_series(folder, series_of(case, key))
 
 
-def _frame_of_reference(folder: str, uid: str | None) -> str | None:
-    first = choose_series(folder, uid).slices[0].path
-    value = pydicom.dcmread(first, stop_before_pixels=True).get("FrameOfReferenceUID")
+def frame_of_reference(series: Series) -> str | None:
+    """Return the UID of a series' frame of reference, if it has one."""
+    value = pydicom.dcmread(series.slices[0].path, stop_before_pixels=True).get("FrameOfReferenceUID")
     return None if value is None else str(value)
 
 
-def dicom_slices(
-    values: np.ndarray, affine_ras: np.ndarray, source: str, uid: str | None, frame_of_reference: str | None
-) -> list[Dataset]:
+def derived_series(values: np.ndarray, affine_ras: np.ndarray, series: Series, frame: str | None) -> list[Dataset]:
     """Return the datasets of a derived series.
 
     UIDs are made from those of the sources, so that the same registration gives the same files.
@@ -116,14 +86,12 @@ def dicom_slices(
     Args:
         values: (I, J, K) on the fixed grid.
         affine_ras: (4, 4) of that grid.
-        source: folder of the moving series.
-        uid: which series of the folder.
-        frame_of_reference: of the fixed series; None makes a new one.
+        series: the moving series.
+        frame: frame of reference of the fixed series; None makes a new one.
     """
-    series = choose_series(source, uid)
     headers = [pydicom.dcmread(one.path, stop_before_pixels=True) for one in series.slices]
     pixels = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-    key = [series.uid, frame_of_reference or "", str(affine_ras.tolist()), pixels, versions()["bundle"]]
+    key = [series.uid, frame or "", str(affine_ras.tolist()), pixels, versions()["bundle"]]
     new_series = generate_uid(entropy_srcs=[*key, "series"])
     origin, spacing, direction = lps_geometry(torch.from_numpy(affine_ras))
     slope, intercept, stored = _stored(values, headers)
@@ -133,7 +101,7 @@ def dicom_slices(
         dataset.SeriesInstanceUID = new_series
         dataset.SOPInstanceUID = generate_uid(entropy_srcs=[*key, str(k)])
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.FrameOfReferenceUID = frame_of_reference or generate_uid(entropy_srcs=[*key, "frame"])
+        dataset.FrameOfReferenceUID = frame or generate_uid(entropy_srcs=[*key, "frame"])
         dataset.SeriesDescription = f"{headers[0].get('SeriesDescription', '')} registered"[:64].strip()
         dataset.SeriesNumber = (int(headers[0].get("SeriesNumber") or 0) + 1000) % 2**31
         dataset.InstanceNumber = k + 1
@@ -151,6 +119,26 @@ def dicom_slices(
         _refer(dataset, headers, series.uid)
         slices.append(dataset)
     return slices
+
+
+def write_series(slices: Sequence[Dataset], folder: Path) -> None:
+    """Write the slices of a series; the folder appears whole or not at all.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    temporary = folder.with_name(f".{os.getpid()}.{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for dataset in slices:
+            dataset.save_as(temporary / f"{int(dataset.InstanceNumber):04d}.dcm", enforce_file_format=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise unwritable(folder, error.strerror or error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _base(header: Dataset) -> Dataset:
