@@ -154,7 +154,7 @@ def test_each_data_set_of_the_paper_has_its_figures_and_says_how_to_get_it(name:
     with pytest.raises(InputError, match="https://"):
         require_data(str(tmp_path / "none.json"), content["how_to_get"])
     assert sorted(benchmarks) == sorted(PAPER)
-    with pytest.raises(InputError, match=r"expected one of .*got 'l2r_oasi'.* l2r_oasis"):
+    with pytest.raises(InputError, match=r"expected one of .*got 'l2r_oasi'.*'l2r_oasis'"):
         choose_benchmark(benchmarks, "l2r_oasi")
 
 
