@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference.yaml": (),
     "cohort.yaml": ("inference.yaml",),
     "evaluate.yaml": ("inference.yaml",),
+    "datasets.yaml": ("inference.yaml", "evaluate.yaml"),
     "inference_ts.yaml": ("inference.yaml",),
     "inference_onnx.yaml": ("inference.yaml",),
     "inference_trt.yaml": ("inference.yaml",),
