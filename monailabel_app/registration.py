@@ -29,10 +29,10 @@ from scripts.workflow import run_workflow
 QUICK_SHAPE = [64, 64, 64]
 QUICK_LEVELS = {"quick": [[32, 40]]}
 _SAVES = {
-    "label": "save_warped",
-    "warped": "save_warped",
-    "displacement": "save_displacement",
-    "transform": "save_transforms",
+    "label": "save::warped",
+    "warped": "save::warped",
+    "displacement": "save::displacement",
+    "transform": "save::transforms",
 }
 FILES = {
     "label": "warped_label.nii.gz",
@@ -62,7 +62,7 @@ def register(
     Raises:
         InputError: of the bundle.
     """
-    saves = dict.fromkeys(set(_SAVES.values()) | {"save_jacobian", "save_overview", "save_confidence"}, False)
+    saves = dict.fromkeys(set(_SAVES.values()) | {"save::jacobian", "save::overview", "save::confidence"}, False)
     saves[_SAVES[options.result]] = True
     given = {
         **_pair(fixed, moving),
@@ -70,7 +70,7 @@ def register(
         **saves,
         "optimization": options.optimization,
         "preset": options.preset,
-        "steps": options.steps,
+        "network_optimization::steps": options.steps,
         "similarity": options.similarity,
         "device": device,
         "output_dir": str(folder),
@@ -91,8 +91,8 @@ def quick_similarity(fixed: Study, moving: Study, device: str, folder: Path) -> 
     given = {
         **_pair(fixed, moving),
         "model": "none",
-        "network_shape": QUICK_SHAPE,
-        "field_levels": QUICK_LEVELS,
+        "image_shape": QUICK_SHAPE,
+        "field::levels": QUICK_LEVELS,
         "preset": "quick",
         "device": device,
         "output_dir": str(folder),

@@ -22,19 +22,18 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
+from scripts.declared_options import declared_options
 from scripts.networks.published_weights import PUBLISHED_FILES
+from scripts.old_names import old_names
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 _TEXT = re.compile(
     r"_(mask|label|landmarks|series|path|dir)$|^(datalist|transform|fixed|moving|image|images|label|landmarks|template"
     r"|series|dataset_name)$"
 )
-_OPTION = re.compile(r"^(\w+):\s*(.*?)(?:\s*# (.*))?$")
 
 
 class Command(NamedTuple):
@@ -67,28 +66,6 @@ COMMANDS = {
         "measure accuracy on pairs with labels or landmarks",
     ),
 }
-
-
-class Option(NamedTuple):
-    """A scalar at the top of a config file."""
-
-    name: str
-    default: str
-    text: str
-
-
-def options_of(configs: Sequence[str]) -> dict[str, Option]:
-    """Return the options of config files laid over each other, by name, in the files' order."""
-    found: dict[str, Option] = {}
-    for name in configs:
-        for line in (CONFIGS / name).read_text(encoding="utf-8").splitlines():
-            if line.startswith(("imports:", "bundle_root:", "# ---- the workflow", "cases:", "method_name:")):
-                break
-            match = _OPTION.match(line)
-            if match and not match[2].startswith("{"):
-                text = match[3] or (found[match[1]].text if match[1] in found else "")
-                found[match[1]] = Option(match[1], match[2].strip('"'), text)
-    return found
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,7 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m scripts", description="Deformable 3-D image registration with uniGradICON.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        options = options_of(command.configs)
+        options = declared_options(command.configs)
         sub = commands.add_parser(
             name,
             help=command.text,
@@ -146,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument(positional, type=text_of, help=_escape(options[positional].text))
         for option in options.values():
             if option.name not in command.positional:
-                value = command.output_dir if option.name == "output_dir" else option.default
+                value = command.output_dir if option.name == "output_dir" else option.default_text
                 default = "" if value.startswith("$") or not value else f" [{value}]"
                 sub.add_argument(
                     f"--{option.name}",
@@ -155,12 +132,14 @@ def build_parser() -> argparse.ArgumentParser:
                     type=text_of if _TEXT.search(option.name) else value_of,
                     help=_escape(option.text + default),
                 )
+        for name in old_names(options):
+            sub.add_argument(f"--{name}", default=argparse.SUPPRESS, type=value_of, help=argparse.SUPPRESS)
     report = commands.add_parser(
         "report", help="make the table and the web page of results that lie in a folder", allow_abbrev=False
     )
     report.add_argument("output_dir", help="folder of a registration or a cohort")
     download = commands.add_parser(
-        "download", help="download published weights; resumes, checks, notes their SHA-256", allow_abbrev=False
+        "download", help="download published weights; checks them and notes their SHA-256", allow_abbrev=False
     )
     download.add_argument("model", choices=list(PUBLISHED_FILES), help="which weights, about 283 MB each")
     download.add_argument("--bundle_root", default=".", help="folder that holds models/ [this bundle]")

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scripts.options import find_callers, given_options
+from scripts.callers import find_callers, given_options
 from scripts.utils.errors import InputError, report_plainly
 
 
@@ -33,7 +33,7 @@ def refuse_code_of_command() -> None:
         InputError: naming the option and its value.
     """
     report_plainly()
-    _, _, arguments = find_callers()
+    arguments = find_callers().arguments
     if arguments is not None:
         refuse_code(given_options(arguments))
 

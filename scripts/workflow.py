@@ -25,6 +25,21 @@ from scripts.utils.errors import InputError, find_input_error
 BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 
 
+class Workflow(ConfigWorkflow):
+    """MONAI's workflow that keeps what it was made of, so that its options can be checked (:mod:`scripts.callers`).
+
+    Args:
+        config_files: paths; later files override earlier ones.
+        options: values for ids of the configs.
+        arguments: of MONAI's ConfigWorkflow.
+    """
+
+    def __init__(self, config_files: Sequence[str | Path], options: Mapping[str, Any], **arguments: Any) -> None:
+        self.properties: dict[str, Any] = {}  # MONAI's attributes look into it
+        self.config_files, self.options = [str(path) for path in config_files], dict(options)
+        super().__init__(config_file=self.config_files, **arguments, **options)
+
+
 def run_workflow(configs: Sequence[str], options: Mapping[str, Any], logging: bool = False) -> ConfigParser:
     """Run configs laid over each other, with options, and return the parser, from which results can be taken.
 
@@ -39,11 +54,11 @@ def run_workflow(configs: Sequence[str], options: Mapping[str, Any], logging: bo
     refuse_code(options)
     path = list(sys.path)
     try:
-        workflow = ConfigWorkflow(
-            config_file=[str(BUNDLE_ROOT / "configs" / name) for name in configs],
+        workflow = Workflow(
+            [BUNDLE_ROOT / "configs" / name for name in configs],
+            {"bundle_root": str(BUNDLE_ROOT), **options},
             workflow_type="inference",
             logging_file=None if logging else False,
-            **{"bundle_root": str(BUNDLE_ROOT), **options},
         )
         workflow.initialize()
         workflow.run()

@@ -29,7 +29,7 @@ from scripts.geometry.smoothing import gaussian_blur
 from scripts.utils.errors import find_input_error
 from tests.helpers.inference import ROOT, run_inference
 
-QUICK = {"field_levels": {"default": [[16, 10]]}, "network_shape": [48, 48, 48]}
+QUICK = {"field::levels": {"default": [[16, 10]]}, "image_shape": [48, 48, 48]}
 FILES = {
     *("forward_transform.h5", "inverse_transform.h5", "displacement.nii.gz", "warped_moving.nii.gz"),
     *("jacobian_determinant.nii.gz", "confidence.nii.gz", "overview.png", "report.json"),
@@ -88,7 +88,7 @@ def test_the_command_registers_from_another_folder(bundle_root: Path, tmp_path: 
     [
         (["--fixd", "a.nii.gz"], "error: unknown option --fixd, did you mean 'fixed'?"),
         (["--model", "unigradicon"], "scripts download unigradicon"),
-        (["--network_shape", "[40000,40000,40000]"], "error: out of memory ("),
+        (["--image_shape", "[40000,40000,40000]"], "error: out of memory ("),
         (["--preset", "quick"], "error: preset: expected one of fast, default, accurate, got 'quick'"),
     ],
 )
@@ -109,11 +109,12 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"fixed": "nowhere.nii.gz"}, "nowhere.nii.gz"),
     ({"fixed_modality": "pet"}, "fixed_modality 'pet' is unknown"),
     ({"optimization": "off"}, "needs a network"),
+    ({"optimization": "off", "prealign": "rigid", "fixed": "not_looked_at.nii.gz"}, "needs a network"),
     ({"optimization": "newton"}, "optimization: expected one of off, field, network"),
     ({"similarity": "ssd"}, "similarity: expected one of"),
-    ({"model": "voxelmorph", "network_shape": [72, 72, 72]}, "model: expected one of none"),
+    ({"model": "voxelmorph", "image_shape": [72, 72, 72]}, "model: expected one of none"),
     (
-        {"ckpt_path": "nowhere.pt", "network_shape": [72, 72, 72]},
+        {"ckpt_path": "nowhere.pt", "image_shape": [72, 72, 72]},
         "ckpt_path: 'nowhere.pt' does not exist; give an existing file",
     ),
     ({"landmark_space": "XYZ"}, "landmark_space"),
@@ -160,7 +161,7 @@ def test_a_datalist_gives_a_folder_a_case(tmp_path: Path, pair: dict[str, str]) 
 
 def test_the_same_seed_gives_the_same_transform(tmp_path: Path, pair: dict[str, str]) -> None:
     for name in ("a", "b"):
-        run_inference(tmp_path / name, **pair, **QUICK, save_overview=False)
+        run_inference(tmp_path / name, **pair, **QUICK, **{"save::overview": False})
     displacements = [(tmp_path / name / "displacement.nii.gz").read_bytes() for name in ("a", "b")]
     assert displacements[0][10:] == displacements[1][10:]  # past gzip's header with the file's name
 
@@ -168,8 +169,8 @@ def test_the_same_seed_gives_the_same_transform(tmp_path: Path, pair: dict[str, 
 def test_switches_leave_files_out(tmp_path: Path, pair: dict[str, str]) -> None:
     switches = dict.fromkeys(
         (
-            *("save_transforms", "save_displacement", "save_warped", "save_jacobian", "save_overview"),
-            "save_confidence",
+            *("save::transforms", "save::displacement", "save::warped", "save::jacobian", "save::overview"),
+            "save::confidence",
         ),
         False,
     )
@@ -182,7 +183,7 @@ def test_results_of_an_earlier_run_do_not_stay_beside_new_ones(tmp_path: Path, p
     out.mkdir()
     for name in ("warped_label.nii.gz", "report.json", "notes.txt"):
         (out / name).write_text("old")
-    run_inference(out, **pair, **QUICK, save_overview=False)
+    run_inference(out, **pair, **QUICK, **{"save::overview": False})
     assert {path.name for path in out.iterdir()} == (FILES - {"overview.png"}) | {"notes.txt"}
     assert json.loads((out / "report.json").read_text())["outputs"]
 

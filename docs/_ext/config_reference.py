@@ -17,13 +17,12 @@ tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from made_pages import fill
 
-from scripts.cli import CONFIGS, Option, options_of
+from scripts.declared_options import CONFIGS, DeclaredOption, declared_options, header_of
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -34,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference.yaml": (),
     "cohort.yaml": ("inference.yaml",),
     "evaluate.yaml": ("inference.yaml",),
+    "datasets.yaml": ("inference.yaml", "evaluate.yaml"),
     "inference_ts.yaml": ("inference.yaml",),
     "inference_onnx.yaml": ("inference.yaml",),
     "inference_trt.yaml": ("inference.yaml",),
@@ -46,10 +46,6 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "multi_gpu_evaluate.yaml": ("inference.yaml", "evaluate.yaml"),
     "multi_gpu_train.yaml": ("inference.yaml", "train.yaml"),
 }
-# keys that are no options: of the workflow, or set for the processes that torchrun starts
-INTERNAL = {"wait", "network", "weights", "begin", "finalize", "run", "network_def", "objective"}
-_SECTION = re.compile(r"^# -+ (.+?) -+$")
-_KEY = re.compile(r"^(\w+):(?!:)(.*)$")
 
 
 class Section(NamedTuple):
@@ -67,51 +63,27 @@ def sections_of(name: str) -> list[Section]:
     Args:
         name: of a file in ``configs/``, a key of :data:`LAYERS`.
     """
-    own, known = options_of((name,)), options_of((*LAYERS[name], name))
-    lines = (CONFIGS / name).read_text(encoding="utf-8").splitlines()
-    sections = [Section("", [])]
-    for number, line in enumerate(lines):
-        if (title := _SECTION.match(line)) and title[1] != "the workflow":
-            sections.append(Section(title[1], []))
-        key = _KEY.match(line)
-        if key and key[1] in own and key[1] not in INTERNAL:
-            option = known[key[1]]
-            default = own[key[1]].default or _nested(lines[number + 1 :])
-            sections[-1].rows.append((option.name, default, option.text or _as_of_fixed(option.name, known)))
-    return [section for section in sections if section.rows]
+    own, known = declared_options((name,)), declared_options((*LAYERS[name], name))
+    sections: list[Section] = []
+    for option in own.values():
+        if not sections or option.section != sections[-1].title:
+            sections.append(Section(option.section, []))
+        text = known[option.name].text or _as_of_fixed(option.name, known)
+        sections[-1].rows.append((option.name, option.default_text, text))
+    return sections
 
 
-def _as_of_fixed(name: str, known: Mapping[str, Option]) -> str:
+def _as_of_fixed(name: str, known: Mapping[str, DeclaredOption]) -> str:
     """Return the meaning of an option of the moving image whose comment stands beside that of the fixed one."""
     partner = name.replace("moving_", "fixed_", 1)
     return f"the same of the moving image, see {partner}" if partner != name and partner in known else ""
-
-
-def _nested(lines: Iterable[str]) -> str:
-    """Return the indented lines that follow a key, as one."""
-    found = []
-    for line in lines:
-        if not line.startswith(" "):
-            break
-        found.append(line.strip())
-    return ", ".join(found)
-
-
-def header_of(path: Path) -> str:
-    """Return the first sentence of a config file's comment."""
-    comment: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.strip("# ") == "" or not line.startswith("#"):
-            break
-        comment.append(line.strip("# "))
-    return re.split(r"(?<=\.) ", " ".join(comment))[0]
 
 
 def reference() -> str:
     """Return the Markdown of all tables."""
     lines: list[str] = []
     for name in LAYERS:
-        lines += [f"## {name}", "", header_of(CONFIGS / name), ""]
+        lines += [f"## {name}", "", re.split(r"(?<=\.) ", header_of(CONFIGS / name))[0], ""]
         for section in sections_of(name):
             if section.title:
                 lines += [f"### {section.title[0].upper()}{section.title[1:]}", ""]

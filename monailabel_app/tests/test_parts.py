@@ -39,7 +39,7 @@ from monailabel_app.request_options import read_options
 from monailabel_app.studies import Study, labelled_studies
 from monailabel_app.tests.server import APP, ROOT, free_port, running_server
 from monailabel_app.tests.studies import Studies
-from monailabel_app.train_task import split
+from monailabel_app.train_request import split
 from monailabel_app.uploads import refuse_foreign_data, sweep
 from scripts.metrics.quality import LIMITS, Limit, verdict
 from scripts.utils.errors import InputError
@@ -208,13 +208,14 @@ def options_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **request: object)
 def test_all_options_reach_the_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = {"optimization": "network", "steps": 7, "similarity": "mind", "preset": "fast"}
     given = options_of(monkeypatch, tmp_path, **asked)
-    assert {name: given[name] for name in asked} == asked
+    names = {**dict(zip(asked, asked, strict=True)), "steps": "network_optimization::steps"}
+    assert {name: given[names[name]] for name in asked} == asked
     assert (given["ckpt_path"], given["device"], given["moving_label"]) == ("w.pt", "cuda:1", "l.nii.gz")
     assert (given["fixed_modality"], given["moving_modality"]) == ("ct", "mr")
-    assert given["save_warped"] is True
-    assert given["save_transforms"] is False
+    assert given["save::warped"] is True
+    assert given["save::transforms"] is False
     given = options_of(monkeypatch, tmp_path, result="transform")
-    assert given["save_transforms"] is True
+    assert given["save::transforms"] is True
     assert "moving_label" not in {name for name, value in given.items() if value is None}
 
 

@@ -54,12 +54,12 @@ def moving_series(case: CaseFiles | Case, moving: str) -> Series:
         InputError: it is no series of single slices: patient, study or tags would be invented.
     """
     if not Path(moving).is_dir():
-        raise InputError(f"save_dicom: moving '{moving}' is not a folder with a DICOM series; leave save_dicom out")
+        raise InputError(f"save::dicom: moving '{moving}' is not a folder with a DICOM series; leave save::dicom out")
     series = case_series(case, "moving", moving)
     if len({one.path for one in series.slices}) < len(series.slices):
         raise InputError(
-            f"save_dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
-            " save_dicom out"
+            f"save::dicom: moving '{moving}' has several frames in one file, whose tags don't fit single slices; leave"
+            " save::dicom out"
         )
     return series
 

@@ -45,7 +45,7 @@ def field_name(fixed: str, moving: str) -> str:
         match = _CASE.fullmatch(stem(path))
         if match is None:
             raise InputError(
-                f"save_learn2reg: '{Path(path).name}' is not named as Learn2Reg's images are (Name_0001_0000.nii.gz)"
+                f"save::learn2reg: '{Path(path).name}' is not named as Learn2Reg's images are (Name_0001_0000.nii.gz)"
             )
         parts.append((match[1], match[2] or "0000"))
     (fixed_subject, fixed_kind), (moving_subject, moving_kind) = parts

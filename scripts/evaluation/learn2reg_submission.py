@@ -37,7 +37,7 @@ def write_submission(run: Path, path: Path) -> int:
     folders = sorted(path.parent for path in Path(run).rglob(REPORT_NAME))
     fields = [folder / name for folder in folders for name in reported_outputs(folder) if fnmatchcase(name, PATTERN)]
     if not fields:
-        raise InputError(f"'{run}' holds no {PATTERN}; register with --save_learn2reg True first")
+        raise InputError(f"'{run}' holds no {PATTERN}; register with --save::learn2reg True first")
     missing = [field for field in fields if not field.is_file()]
     if missing:
         raise InputError(f"'{missing[0]}' is missing, which its report lists; register the case again")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from monai.engines.utils import PrepareBatch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from scripts.geometry.composition import transform_on_grid
 from scripts.geometry.coordinates import extent, identity_grid_like, resample_grid, sample
-from scripts.geometry.image_pair import ImagePair
+from scripts.geometry.image_pair import ImagePair, Registration
 from scripts.inferers.field_optimization import FieldObjective, Level, optimize_field, refine_levels
 from scripts.inferers.network_optimization import NetworkResult, optimize_network
 from scripts.inferers.start_search import Start, search_start
@@ -71,6 +71,26 @@ class PreparePair(PrepareBatch):
         return image, {}, (), extras
 
 
+class FieldSettings(NamedTuple):
+    """Of optimization ``field``."""
+
+    levels: Mapping[str, Sequence[Sequence[int]]] = {"default": [[32, 60], [64, 60], [96, 40]]}
+    """[size, steps] of each level by preset."""
+    learning_rate: float = 0.005
+    """Normalized units."""
+    sigma: float = 2.0
+    """Window of lncc and lncc2, voxels of each level's grid."""
+
+
+class NetworkSettings(NamedTuple):
+    """Of optimization ``network``."""
+
+    steps: int = 50
+    learning_rate: float = 2e-5
+    sigma: float = 5.0
+    """Window of lncc and lncc2, and of the reported similarity, voxels of the network's grid."""
+
+
 class RegistrationInferer(Inferer):
     """Register one pair: zero-shot, or with one of two instance optimizations behind the same interface.
 
@@ -84,16 +104,12 @@ class RegistrationInferer(Inferer):
         optimization: one of the above.
         similarity: lncc, lncc2, mind or nmi.
         lambda_gradicon: weight of the GradICON regularity.
-        levels: [size, steps] of each level by preset, for ``field``.
-        preset: a key of ``levels``.
+        field: fields of :class:`FieldSettings` for ``field``; those left out have their defaults.
+        preset: a key of its levels.
         resolution: voxels along each axis to which ``field`` goes on beyond the preset's last level; the images must
             have been prepared at it.
         resolution_steps: of each level that this adds.
-        field_learning_rate: of ``field``, normalized units.
-        field_sigma: window of lncc and lncc2 for ``field``, in voxels of each level's grid.
-        steps: of ``network``.
-        learning_rate: of ``network``.
-        sigma: window of lncc and lncc2 for ``network`` and the reported similarity, in voxels of the network's grid.
+        network_optimization: fields of :class:`NetworkSettings` for ``network``, likewise.
         mass_conservation: multiply warped intensities by the Jacobian determinant (CT of the lung).
         dice_weight: weight of the Dice loss of the labels; 0 is off.
         seed: of the noise in ``network``; ``field`` has no random part.
@@ -112,15 +128,11 @@ class RegistrationInferer(Inferer):
         optimization: str = "field",
         similarity: str = "lncc",
         lambda_gradicon: float = 1.5,
-        levels: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        field: Mapping[str, Any] | None = None,
         preset: str = "default",
         resolution: int | None = None,
         resolution_steps: int = 20,
-        field_learning_rate: float = 0.005,
-        field_sigma: float = 2.0,
-        steps: int = 50,
-        learning_rate: float = 2e-5,
-        sigma: float = 5.0,
+        network_optimization: Mapping[str, Any] | None = None,
         mass_conservation: bool = False,
         dice_weight: float = 0.0,
         seed: int = 0,
@@ -134,41 +146,58 @@ class RegistrationInferer(Inferer):
         optimization = "off" if optimization is False else str(optimization)  # YAML reads a bare off as False
         if optimization not in OPTIMIZATIONS:
             raise InputError(f"optimization: expected one of {', '.join(OPTIMIZATIONS)}, got '{optimization}'")
-        presets = levels or {"default": [[32, 60], [64, 60], [96, 40]]}
-        if preset not in presets:
-            raise InputError(f"preset: expected one of {', '.join(presets)}, got '{preset}'")
-        if optimization == "network" and int(steps) < 1:
-            raise InputError(f"steps: expected at least 1, got {steps}; optimization 'off' is zero-shot")
-        if lambda_gradicon < 0 or learning_rate <= 0 or field_learning_rate <= 0:
+        of_field, of_network = FieldSettings(**(field or {})), NetworkSettings(**(network_optimization or {}))
+        if preset not in of_field.levels:
+            raise InputError(f"preset: expected one of {', '.join(of_field.levels)}, got '{preset}'")
+        if optimization == "network" and int(of_network.steps) < 1:
+            raise InputError(
+                f"network_optimization::steps: expected at least 1, got {of_network.steps}; optimization 'off' is"
+                " zero-shot"
+            )
+        if lambda_gradicon < 0 or of_network.learning_rate <= 0 or of_field.learning_rate <= 0:
             raise InputError(
                 "lambda_gradicon must not be negative and learning rates must be positive, got"
-                f" {lambda_gradicon}, {learning_rate} and {field_learning_rate}"
+                f" {lambda_gradicon}, {of_network.learning_rate} and {of_field.learning_rate}"
             )
         self.optimization = optimization
-        self.levels = [Level(int(size), int(count)) for size, count in presets[preset]]
+        self.levels = [Level(int(size), int(count)) for size, count in of_field.levels[preset]]
         if resolution is not None:
             if optimization != "field":
                 raise InputError(
                     f"resolution: only optimization 'field' refines beyond the network's grid, got '{optimization}'"
                 )
             self.levels = refine_levels(self.levels, int(resolution), int(resolution_steps))
-        self.field_learning_rate = field_learning_rate
-        self.steps = int(steps)
-        self.learning_rate = learning_rate
+        self.field_learning_rate = of_field.learning_rate
+        self.steps = int(of_network.steps)
+        self.learning_rate = of_network.learning_rate
         self.seed = int(seed)
         self.inverse = inverse or optimization != "off"
         self.amp = amp
         self.activation_checkpointing = activation_checkpointing
         self.progress = progress
         self.oom_fallback = oom_fallback
-        self.similarity = create_similarity(similarity, sigma)
+        self.similarity = create_similarity(similarity, of_network.sigma)
         # at every second voxel: a quarter less time a step, the accuracy stays (docs/performance.md)
-        stride = 2 if field_sigma >= 2 else 1
-        field_similarity = create_similarity(similarity, field_sigma, stride, flat_correlation=1.0)
+        stride = 2 if of_field.sigma >= 2 else 1
+        field_similarity = create_similarity(similarity, of_field.sigma, stride, flat_correlation=1.0)
         self.field_objective = FieldObjective(field_similarity, lambda_gradicon, mass_conservation, dice_weight)
         self.loss = GradICONLoss(self.similarity, lambda_gradicon, mass_conservation, dice_weight)
 
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def check_network(self, network: Any) -> None:
+        """Refuse a network that the optimization can't work with; a workflow calls this before it reads anything.
+
+        Raises:
+            InputError: there is none and the optimization needs one, or it is an exported one whose weights are needed.
+        """
+        if isinstance(network, IdentityNetwork) and self.optimization != "field":
+            raise InputError(
+                f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
+                " --optimization field"
+            )
+        if isinstance(network, ExportedNetwork):
+            refuse_what_needs_weights(self.optimization, self.amp)
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Registration:
         """Register a pair.
 
         Args:
@@ -183,18 +212,12 @@ class RegistrationInferer(Inferer):
             The grid of the ddfs is that of the last level for ``field``, else the network's; both span the same field
             of view (the end voxel centers coincide).
         """
-        if isinstance(network, IdentityNetwork) and self.optimization != "field":
-            raise InputError(
-                f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
-                " --optimization field"
-            )
-        if isinstance(network, ExportedNetwork):
-            refuse_what_needs_weights(self.optimization, self.amp)
+        self.check_network(network)
         # the network has its own switch; coordinates and objectives would suffer from half precision
         with keep_freed_memory(), torch.autocast(inputs.device.type, enabled=False):
             return self._register(network, ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs))
 
-    def _register(self, network: Any, pair: ImagePair) -> dict[str, Any]:
+    def _register(self, network: Any, pair: ImagePair) -> Registration:
         began = time.perf_counter()
         terms: dict[str, Any] = {}
         if self.optimization == "network":
@@ -227,7 +250,10 @@ class RegistrationInferer(Inferer):
         terms |= self._figures(pair, ddfs[0])
         # lists of one: the engine takes batches apart
         batched = {name: [value] for name, value in terms.items()}
-        return {**dict(zip(("forward_ddf", "inverse_ddf"), ddfs, strict=False)), "terms": batched}
+        found: Registration = {"forward_ddf": ddfs[0], "terms": batched}
+        if len(ddfs) > 1:
+            found["inverse_ddf"] = ddfs[1]
+        return found
 
     def _optimize_network(self, network: nn.Module, pair: ImagePair) -> tuple[Tensor, Tensor, dict[str, Any]]:
         pair = _at_network_shape(network, pair)

@@ -119,7 +119,8 @@ def choose_preprocessing(
             and ``ckpt_path``.
 
     Raises:
-        InputError: ``match_orientation`` is something else, or the file of weights can't be read.
+        InputError: ``match_orientation`` is something else, one of the others is no increasing pair of numbers, or the
+            file of weights can't be read.
     """
     if match_orientation == "auto":
         match_orientation = None
@@ -138,9 +139,22 @@ def choose_preprocessing(
                 *(name, given[name], recorded[name]),
             )
     chosen: dict[str, Any] = {**recorded, **given}
-    # lists, as reports hold them: a resumed cohort compares the two
-    lists: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in chosen.items()}
-    return Preprocessing(**lists)
+    # lists of floats, as checkpoints and reports hold them: a resumed cohort compares the two
+    for name in ("ct_window", "mr_percentiles"):
+        if name in chosen:
+            chosen[name] = _increasing(name, chosen[name])
+    return Preprocessing(**chosen)
+
+
+def _increasing(name: str, ends: Sequence[float]) -> list[float]:
+    """Return two increasing numbers, or say in words what came instead."""
+    try:
+        lower, upper = (float(value) for value in ends)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be two numbers, for instance --{name} '[0, 100]', got {ends!r}") from None
+    if not lower < upper:
+        raise InputError(f"{name} must be a lower and a higher number, got {list(ends)}")
+    return [lower, upper]
 
 
 def _differ(given: Any, recorded: Any) -> bool:
@@ -148,5 +162,5 @@ def _differ(given: Any, recorded: Any) -> bool:
         return bool(given) != recorded
     try:
         return [float(end) for end in given] != [float(end) for end in recorded]
-    except (TypeError, ValueError):  # no numbers: preprocessing will say so
+    except (TypeError, ValueError):  # no numbers: refused below
         return False

@@ -19,7 +19,7 @@ above it but ``networks`` and ``inferers``.
 from scripts.transforms.add_quality import AddQualityd
 from scripts.transforms.checks import CheckImagesd, CheckLabelsd, CheckMasksd
 from scripts.transforms.crop import CropToForegroundd
-from scripts.transforms.intensity import ScaleByModalityd
+from scripts.transforms.intensity import ByModalityd, ScalePercentiles
 from scripts.transforms.labels import CopyLabelsd
 from scripts.transforms.load import LoadVolumesd
 from scripts.transforms.masks import UseMasksd
@@ -34,6 +34,7 @@ __all__ = [
     "AddQualityd",
     "AddTransformsd",
     "AddWarpedLabeld",
+    "ByModalityd",
     "CheckImagesd",
     "CheckLabelsd",
     "CheckMasksd",
@@ -45,7 +46,7 @@ __all__ = [
     "Prealignd",
     "ReverseAxesd",
     "SaveOutputsd",
-    "ScaleByModalityd",
+    "ScalePercentiles",
     "UseMasksd",
     "check_outputs",
 ]

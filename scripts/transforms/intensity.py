@@ -12,73 +12,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.config.type_definitions import NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, ScaleIntensityRange
+from monai.transforms import MapTransform, ScaleIntensityRange, Transform
 
 from scripts.data.volumes import source, with_affine
 from scripts.utils.errors import InputError
 
-CT_WINDOW = (-1000.0, 1000.0)  # HU
-MR_PERCENTILES = (0.0, 99.0)
 
-
-class ScaleByModalityd(MapTransform):
-    """Scale images to [0, 1] by their modality: CT by a window in HU, MR by percentiles of the image.
+class ByModalityd(MapTransform):
+    """Scale images to [0, 1], each as its modality asks: CT by a window in HU, MR by percentiles of the image.
 
     Args:
         keys: loaded images (1, I, J, K); the case entry ``<key>_modality`` is "ct" or "mr".
         output_keys: where the scaled images go; the native ones stay.
-        ct_window: lower and upper end, HU.
-        mr_percentiles: lower and upper end, percent, by :func:`percentile_value`.
+        ct: MONAI's ScaleIntensityRange, whose ``a_min`` and ``a_max`` are the ends of the window, HU.
+        mr: what scales any other image, such as :class:`ScalePercentiles`.
     """
 
     def __init__(
         self,
         keys: KeysCollection,
         output_keys: Sequence[str],
-        ct_window: Sequence[float] = CT_WINDOW,
-        mr_percentiles: Sequence[float] = MR_PERCENTILES,
+        ct: ScaleIntensityRange,
+        mr: Callable[[torch.Tensor], NdarrayOrTensor],
     ) -> None:
         super().__init__(keys)
         self.output_keys = tuple(output_keys)
-        self.ct_window = _increasing("ct_window", ct_window)
-        self.mr_percentiles = _increasing("mr_percentiles", mr_percentiles)
-        if self.mr_percentiles[0] < 0 or self.mr_percentiles[1] > 100:
-            raise InputError(f"mr_percentiles must lie within 0 and 100, got {list(mr_percentiles)}")
+        self.ct, self.mr = ct, mr
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the data with the scaled images added."""
+        """Return the data with the scaled images added.
+
+        Raises:
+            InputError: all voxels would become equal.
+        """
         result = dict(data)
         for key, output_key in self.key_iterator(result, self.output_keys):
-            modality = result.get(f"{key}_modality")
+            image, modality = result[key], result.get(f"{key}_modality")
             if modality not in ("ct", "mr"):
                 raise InputError(f"{key}_modality must be ct or mr, got {modality!r}")
-            result[output_key] = self._scale(str(key), result[key], str(modality))
+            if modality == "ct":
+                self._check_window(str(key), image)
+            try:
+                scaled = (self.ct if modality == "ct" else self.mr)(image.as_tensor())
+            except InputError as error:
+                raise InputError(f"{key}: {source(image)} {error}") from error
+            result[output_key] = with_affine(torch.as_tensor(scaled), image.affine, image)
         return result
 
-    def _scale(self, key: str, image: MetaTensor, modality: str) -> MetaTensor:
-        if modality == "ct":
-            lower, upper = self.ct_window
-            if float(image.max()) <= lower or float(image.min()) >= upper:
-                raise InputError(
-                    f"{key}: {source(image)} has no voxel inside ct_window {[lower, upper]} HU; give an image in HU,"
-                    f" another ct_window, or --{key}_modality mr"
-                )
-        else:
-            lower, upper = (percentile_value(image.as_tensor(), percent) for percent in self.mr_percentiles)
-            if upper <= lower:
-                raise InputError(
-                    f"{key}: {source(image)} has the same value {lower:g} at both mr_percentiles"
-                    f" {list(self.mr_percentiles)}; widen them, for instance --mr_percentiles '[0, 100]'"
-                )
-        scaled = ScaleIntensityRange(a_min=lower, a_max=upper, b_min=0.0, b_max=1.0, clip=True)(image.as_tensor())
-        return with_affine(torch.as_tensor(scaled), image.affine, image)
+    def _check_window(self, key: str, image: MetaTensor) -> None:
+        lower, upper = self.ct.a_min, self.ct.a_max
+        if float(image.max()) <= lower or float(image.min()) >= upper:
+            raise InputError(
+                f"{key}: {source(image)} has no voxel inside ct_window {[lower, upper]} HU; give an image in HU,"
+                f" another ct_window, or --{key}_modality mr"
+            )
+
+
+class ScalePercentiles(Transform):
+    """Scale an image to [0, 1] between two of its percentiles, and cut off what lies outside.
+
+    MONAI's ScaleIntensityRangePercentiles interpolates between voxel values, the published code does not.
+
+    Args:
+        percentiles: lower and upper end, percent, by :func:`percentile_value`.
+    """
+
+    def __init__(self, percentiles: Sequence[float] = (0.0, 99.0)) -> None:
+        self.percentiles = tuple(percentiles)
+        if self.percentiles[0] < 0 or self.percentiles[1] > 100:
+            raise InputError(f"mr_percentiles must lie within 0 and 100, got {list(percentiles)}")
+
+    def __call__(self, image: torch.Tensor) -> NdarrayOrTensor:
+        """Return the scaled image.
+
+        Raises:
+            InputError: both percentiles are the same value.
+        """
+        lower, upper = (percentile_value(image, percent) for percent in self.percentiles)
+        if upper <= lower:
+            raise InputError(
+                f"has the same value {lower:g} at both mr_percentiles {list(self.percentiles)}; widen them, for"
+                " instance --mr_percentiles '[0, 100]'"
+            )
+        return ScaleIntensityRange(a_min=lower, a_max=upper, b_min=0.0, b_max=1.0, clip=True)(image)
 
 
 def percentile_value(values: torch.Tensor, percent: float) -> float:
@@ -96,14 +120,3 @@ def percentile_value(values: torch.Tensor, percent: float) -> float:
     index = rank - 1 - (count - int(np.count_nonzero(upper)))  # below 0, it counts from the end of the lower part
     part = unordered[upper] if index >= 0 else unordered[~upper]
     return float(np.partition(part, index)[index])
-
-
-def _increasing(name: str, ends: Sequence[float]) -> tuple[float, float]:
-    """Return two increasing numbers, or say in words what came instead."""
-    try:
-        lower, upper = (float(value) for value in ends)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be two numbers, for instance --{name} '[0, 100]', got {ends!r}") from None
-    if not lower < upper:
-        raise InputError(f"{name} must be a lower and a higher number, got {list(ends)}")
-    return lower, upper

@@ -66,7 +66,7 @@ def describe_memory_error(error: BaseException) -> str | None:
         ):
             reason = text.strip().splitlines()[0] if text.strip() else type(current).__name__
             return (
-                f"out of memory ({reason}); use --preset fast or smaller field_levels, a smaller network_shape,"
+                f"out of memory ({reason}); use --preset fast or smaller field::levels, a smaller image_shape,"
                 " --optimization field in place of network, or --oom_fallback True; in training a smaller batch_size,"
                 " or --activation_checkpointing True"
             )

@@ -41,8 +41,8 @@ CONFIGS = [str(ROOT / "configs" / name) for name in ("inference.yaml", "cohort.y
 QUICK: dict[str, Any] = {
     "model": "none",
     "device": "cpu",
-    "network_shape": [24, 24, 24],
-    "field_levels": {"default": [[16, 8]]},
+    "image_shape": [24, 24, 24],
+    "field::levels": {"default": [[16, 8]]},
     "progress": False,
 }
 
@@ -149,10 +149,10 @@ def test_pairs_that_fail_become_rows_and_the_others_go_on(tmp_path: Path, monkey
 
 def test_a_registration_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scripts.inferers import registration_inferer as inferers
-    from scripts.transforms import outputs
+    from scripts.transforms.outputs.transforms import SaveDisplacement
 
     path, _ = write_list(tmp_path / "data", 4)
-    work, write = inferers.RegistrationInferer._register, outputs.SaveDisplacementd.write
+    work, write = inferers.RegistrationInferer._register, SaveDisplacement.write
     calls: list[int] = []
 
     def fail(*args: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_registration_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytes
         return write(self, data, folder)
 
     monkeypatch.setattr(inferers.RegistrationInferer, "_register", fail)
-    monkeypatch.setattr(outputs.SaveDisplacementd, "write", fail_to_write)
+    monkeypatch.setattr(SaveDisplacement, "write", fail_to_write)
     found = run(tmp_path / "out", datalist=str(path))
     assert [row["status"] for row in found] == ["done", "failed", "failed", "done"]
     assert "out of memory" in found[1]["error"]
@@ -189,8 +189,8 @@ def test_killed_runs_resume_to_the_same_bytes(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "cohort"),
         *("--config_file", str(CONFIGS), "--datalist", str(path), "--output_dir", str(tmp_path / "killed")),
-        *("--model", "none", "--device", "cpu", "--network_shape", "[24,24,24]"),
-        *("--field_levels", "{'default': [[16, 8]]}", "--progress", "False"),
+        *("--model", "none", "--device", "cpu", "--image_shape", "[24,24,24]"),
+        *("--field::levels", "{'default': [[16, 8]]}", "--progress", "False"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0
@@ -223,8 +223,8 @@ def test_two_processes_do_the_same_as_one(tmp_path: Path) -> None:
         *("-m", "monai.bundle", "run", "cohort"),
         *("--config_file", str([*CONFIGS, str(ROOT / "configs" / "multi_gpu_cohort.yaml")])),
         *("--datalist", str(path), "--output_dir", str(tmp_path / "two")),
-        *("--model", "none", "--device", "cpu", "--network_shape", "[24,24,24]"),
-        *("--field_levels", "{'default': [[16, 8]]}"),
+        *("--model", "none", "--device", "cpu", "--image_shape", "[24,24,24]"),
+        *("--field::levels", "{'default': [[16, 8]]}"),
     ]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
@@ -309,7 +309,7 @@ def test_resuming_does_again_what_changed_and_nothing_else(tmp_path: Path) -> No
 
     def done_again(**options: Any) -> set[str]:
         before = {p.parent.name: p.stat().st_mtime_ns for p in out.glob("*/report.json")}
-        run(out, datalist=str(path), save_page=False, **options)
+        run(out, datalist=str(path), **{"save::page": False}, **options)
         return {p.parent.name for p in out.glob("*/report.json") if p.stat().st_mtime_ns != before.get(p.parent.name)}
 
     everything = {"pair_0", "pair_1", "pair_2"}
@@ -318,19 +318,19 @@ def test_resuming_does_again_what_changed_and_nothing_else(tmp_path: Path) -> No
     shutil.copy(pair["moving"], tmp_path / "data" / "moving_1.nii.gz")  # other content under the same name
     assert done_again() == {"pair_1"}
     assert done_again(seed=5) == everything
-    assert done_again(seed=5, save_inconsistency=True) == everything
+    assert done_again(seed=5, **{"save::inconsistency": True}) == everything
     assert (out / "pair_0" / "inconsistency_mm.nii.gz").is_file()
     (out / "pair_2" / "confidence.nii.gz").unlink()
-    assert done_again(seed=5, save_inconsistency=True) == {"pair_2"}
+    assert done_again(seed=5, **{"save::inconsistency": True}) == {"pair_2"}
     # a file that was gone for a while leaves no old result and no old error
     gone = tmp_path / "data" / "moving_0.nii.gz"
     content = gone.read_bytes()
     gone.unlink()
-    assert done_again(seed=5, save_inconsistency=True) == set()
+    assert done_again(seed=5, **{"save::inconsistency": True}) == set()
     assert [row["status"] for row in table(out)] == ["failed", "done", "done"]
     assert not (out / "pair_0" / "warped_moving.nii.gz").exists()
     gone.write_bytes(content)
-    assert done_again(seed=5, save_inconsistency=True) == {"pair_0"}
+    assert done_again(seed=5, **{"save::inconsistency": True}) == {"pair_0"}
     assert [row["status"] for row in table(out)] == ["done"] * 3
 
 
@@ -361,7 +361,7 @@ def test_a_case_whose_folder_is_in_the_way_does_not_stop_the_others(tmp_path: Pa
     path, _ = write_list(tmp_path / "data", 2)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "pair_0").write_text("a file")
-    found = run(tmp_path / "out", datalist=str(path), save_page=False)
+    found = run(tmp_path / "out", datalist=str(path), **{"save::page": False})
     assert [row["status"] for row in found] == ["failed", "done"]
     assert "is a file" in found[0]["error"]
 

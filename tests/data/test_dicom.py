@@ -191,12 +191,12 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
     ]
     before = {path: path.read_bytes() for folder in folders for path in Path(folder).iterdir()}
     options: dict[str, Any] = {
-        "network_shape": [24, 24, 24],
-        "field_levels": {"default": [[16, 10]]},
+        "image_shape": [24, 24, 24],
+        "field::levels": {"default": [[16, 10]]},
         "fixed_modality": "ct",
         "moving_modality": "ct",
-        "save_dicom": True,
-        "save_overview": False,
+        "save::dicom": True,
+        "save::overview": False,
     }
     out = tmp_path / "out"
     run_inference(out, fixed=folders[0], moving=folders[1], **options)
@@ -230,11 +230,11 @@ def test_the_warped_image_is_a_series_of_its_own_in_the_moving_study(tmp_path: P
     uid = first.SOPInstanceUID
     run_inference(out, fixed=folders[0], moving=folders[1], **options)
     assert pydicom.dcmread(written[0]).SOPInstanceUID == uid
-    run_inference(out, fixed=folders[0], moving=folders[1], **{**options, "field_levels": {"default": [[16, 1]]}})
+    run_inference(out, fixed=folders[0], moving=folders[1], **{**options, "field::levels": {"default": [[16, 1]]}})
     assert pydicom.dcmread(written[0]).SOPInstanceUID != uid  # other voxels, other instances
     with pytest.raises(RuntimeError) as caught:
         run_inference(tmp_path / "o2", fixed=folders[0], moving=pair["moving"], **{**options, "moving_modality": "mr"})
-    assert "save_dicom: moving" in str(find_input_error(caught.value))
+    assert "save::dicom: moving" in str(find_input_error(caught.value))
     assert not (tmp_path / "o2").exists()  # refused before any work
     assert generate_uid(entropy_srcs=["a"]) == generate_uid(entropy_srcs=["a"])
 

@@ -496,8 +496,8 @@ def test_warnings_reach_log_report_table_and_pages(tmp_path: Path, caplog: pytes
     fixed = write(tmp_path / "a.nii", **CONTRADICTIONS["scanner and MNI"][0])
     moving = write(tmp_path / "b.nii", sform=SHIFTED, codes=(1, 0), pixdim=[1, 1.5, 1.5, 3, 1, 1, 1, 1])
     (tmp_path / "pairs.csv").write_text("case,fixed,moving\np,a.nii,b.nii\n")
-    small = {"network_shape": [48, 48, 48], "field_levels": {"default": [[16, 2]]}, "model": "none", "progress": False}
-    options = {**small, "save_overview": False, "datalist": str(tmp_path / "pairs.csv")}
+    small = {"image_shape": [48, 48, 48], "field::levels": {"default": [[16, 2]]}, "model": "none", "progress": False}
+    options = {**small, "save::overview": False, "datalist": str(tmp_path / "pairs.csv")}
     with caplog.at_level(logging.WARNING):
         run_workflow(["inference.yaml", "cohort.yaml"], {**options, "output_dir": str(tmp_path / "out")})
     line = "contradict each other by up to 24 mm"

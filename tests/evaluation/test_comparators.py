@@ -68,7 +68,7 @@ def test_the_reference_package_gives_what_the_bundle_gives_with_its_weights(tmp_
     )
     torch.save(weights, tmp_path / "Step_2_final.trch")
     pair = write_known_pair(tmp_path / "pair")
-    options = {"ckpt_path": str(tmp_path / "Step_2_final.trch"), "optimization": "off", "network_shape": [65, 65, 65]}
+    options = {"ckpt_path": str(tmp_path / "Step_2_final.trch"), "optimization": "off", "image_shape": [65, 65, 65]}
     found = [
         evaluate(tmp_path / method, method=method, **pair, **LIGHT, **options)["pairs"][0]
         for method in ("bundle", "unigradicon")

@@ -34,7 +34,7 @@ def test_a_data_set_goes_through_training_evaluation_and_export(tmp_path: Path) 
     path = write_learn2reg(tmp_path / "Made")
     train(tmp_path / "train", train_datalist=str(path), val_datalist=str(path), pairs_per_epoch=2, max_epochs=1)
     weights = str(tmp_path / "train" / "best.pt")
-    summary = evaluate(tmp_path / "out", datalist=str(path), ckpt_path=weights, save_learn2reg=True)
+    summary = evaluate(tmp_path / "out", datalist=str(path), ckpt_path=weights, **{"save::learn2reg": True})
     assert [pair["case"] for pair in summary["pairs"]] == [f"Made_{n:04d}_0001_to_Made_{n:04d}_0000" for n in (3, 4)]
     main([str(tmp_path / "out"), str(tmp_path / "submission.zip")])
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
@@ -94,7 +94,7 @@ def test_names_are_those_the_challenge_looks_for(fixed: str, moving: str, name: 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'brain.nii.gz' is not named as Learn2Reg's images"):
         field_name("brain.nii.gz", "OASIS_0396_0000.nii.gz")
-    with pytest.raises(InputError, match=r"--save_learn2reg True"):
+    with pytest.raises(InputError, match=r"--save::learn2reg True"):
         write_submission(tmp_path, tmp_path / "out.zip")
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

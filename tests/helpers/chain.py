@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The chain of configs/inference.yaml's `preprocessing:` as Python, and small volumes, for the tests."""
+"""The chain of configs/inference.yaml's `preprocessing:`, and small volumes, for the tests."""
 
 from __future__ import annotations
 
@@ -18,57 +18,19 @@ from typing import Any
 
 import itk
 import numpy as np
-from monai.transforms import Compose, Resized
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
-from scripts.transforms.checks import CheckImagesd, CheckLabelsd, CheckMasksd
-from scripts.transforms.intensity import ScaleByModalityd
-from scripts.transforms.labels import CopyLabelsd
-from scripts.transforms.load import LoadVolumesd
-from scripts.transforms.masks import UseMasksd
-from scripts.transforms.match_grid import MatchGridd
-from scripts.transforms.orientation import MatchOrientationd, ReverseAxesd
-
-SHAPE = (17, 18, 20)  # network grid (D, H, W)
-REGIONS = ["fixed_mask", "moving_mask", "fixed_label", "moving_label"]
-LOSS_MASKS = ["fixed_loss_mask", "moving_loss_mask"]
-NETWORK_LABELS = ["fixed_network_label", "moving_network_label"]
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = (17, 18, 20)  # of the images' grid (D, H, W)
 
 
-def chain(
-    network_shape: Sequence[int] = SHAPE,
-    ct_window: Sequence[float] = (-1000, 1000),
-    mr_percentiles: Sequence[float] = (0, 99),
-    mask_use: str = "input",
-    match_orientation: bool = True,
-) -> Compose:
-    images = ["fixed_image", "moving_image"]
-    standard = ["fixed_image", "fixed_loss_mask", "fixed_network_label"]
-    turned = ["moving_image", "moving_loss_mask", "moving_network_label"]
-    return Compose(
-        [
-            LoadVolumesd(keys=["fixed", "moving", *REGIONS]),
-            CheckImagesd(keys=["fixed", "moving"]),
-            CheckMasksd(keys=REGIONS[:2]),
-            CheckLabelsd(keys=REGIONS[2:], below=2**53),
-            MatchGridd(keys=REGIONS, image_keys=["fixed", "moving", "fixed", "moving"]),
-            ScaleByModalityd(
-                keys=["fixed", "moving"], output_keys=images, ct_window=ct_window, mr_percentiles=mr_percentiles
-            ),
-            UseMasksd(keys=images, mask_keys=REGIONS[:2], loss_mask_keys=LOSS_MASKS, mask_use=mask_use),
-            CopyLabelsd(keys=REGIONS[2:], output_keys=NETWORK_LABELS),
-            ReverseAxesd(keys=[*images, *LOSS_MASKS, *NETWORK_LABELS]),
-            MatchOrientationd(keys=standard, enabled=match_orientation),
-            MatchOrientationd(keys=turned, reference_key="fixed_image", enabled=match_orientation),
-            Resized(keys=images, spatial_size=network_shape, mode="trilinear", align_corners=False),
-            Resized(
-                keys=[*LOSS_MASKS, *NETWORK_LABELS],
-                spatial_size=network_shape,
-                mode="nearest-exact",
-                allow_missing_keys=True,
-            ),
-            CheckMasksd(keys=LOSS_MASKS),
-        ]
-    )
+def chain(image_shape: Sequence[int] = SHAPE, **options: Any) -> Compose:
+    """Return the preprocessing of the config with options, on a small grid and without weights."""
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "configs" / "inference.yaml"))
+    parser.update({"model": "none", "image_shape": list(image_shape), **options})
+    return parser.get_parsed_content("preprocessing")
 
 
 def oblique(degrees: float = 14.0) -> np.ndarray:

@@ -119,4 +119,4 @@ def evaluate(output_dir: Path, configs: tuple[str, ...] = (), **options: Any) ->
     return json.loads((output_dir / "summary.json").read_text())
 
 
-QUICK: dict[str, Any] = {"field_levels": {"default": [[16, 20], [32, 20]]}, "network_shape": [40, 40, 40]}
+QUICK: dict[str, Any] = {"field::levels": {"default": [[16, 20], [32, 20]]}, "image_shape": [40, 40, 40]}

@@ -41,8 +41,13 @@ def image_pair() -> torch.Tensor:
     return torch.cat([large[..., 2 : 2 + SHAPE[2]], large[..., 4 : 4 + SHAPE[2]]], dim=1)
 
 
+def make_inferer(network_optimization: dict[str, Any] | None = None, **options: Any) -> RegistrationInferer:
+    of_network = {"sigma": 2, **(network_optimization or {})}
+    return RegistrationInferer(field={"levels": LEVELS}, network_optimization=of_network, progress=False, **options)
+
+
 def register(network: torch.nn.Module, **options: Any) -> dict[str, Any]:
-    inferer = RegistrationInferer(levels=LEVELS, progress=False, sigma=2, **options)
+    inferer = make_inferer(**options)
     return inferer(image_pair(), network, moving_affine=AFFINE, fixed_affine=AFFINE)
 
 
@@ -88,14 +93,14 @@ def test_the_network_sees_the_pair_at_the_shape_of_its_weights(shape: tuple[int,
         torch.testing.assert_close(
             found["inverse_ddf"], network(torch.cat([pair.fixed, pair.moving], dim=1)), atol=1e-4, rtol=0
         )
-    optimized = register(network, optimization="network", steps=1)
+    optimized = register(network, optimization="network", network_optimization={"steps": 1})
     assert optimized["forward_ddf"].shape == (1, 3, *shape)
 
 
 def test_field_starts_from_the_network_and_lowers_its_objective() -> None:
     network, image = small_network(), image_pair()
     loss = GradICONLoss(LNCC(2))
-    inferer = RegistrationInferer(levels=LEVELS, progress=False, sigma=2)
+    inferer = make_inferer()
     found = inferer(image, network, moving_affine=AFFINE, fixed_affine=AFFINE)
     assert found["terms"]["start"][0] in ("network", "field_of_view")  # a random network knows no better
 
@@ -115,7 +120,7 @@ def test_network_mode_changes_the_result_and_not_the_weights() -> None:
     torch.manual_seed(0)
     plain = register(network, optimization="off")
     torch.manual_seed(0)
-    optimized = register(network, optimization="network", steps=3, learning_rate=1e-3)
+    optimized = register(network, optimization="network", network_optimization={"steps": 3, "learning_rate": 1e-3})
     assert not torch.equal(plain["forward_ddf"], optimized["forward_ddf"])
     assert optimized["terms"]["similarity_after"] < plain["terms"]["similarity_after"]
     for name, value in network.state_dict().items():
@@ -124,7 +129,7 @@ def test_network_mode_changes_the_result_and_not_the_weights() -> None:
 
 def test_forward_and_inverse_swap_with_the_pair() -> None:
     image = image_pair()
-    inferer = RegistrationInferer(levels=LEVELS, progress=False)
+    inferer = RegistrationInferer(field={"levels": LEVELS}, progress=False)
     first = inferer(image, IdentityNetwork(), moving_affine=AFFINE, fixed_affine=AFFINE)
     second = inferer(image.flip(1), IdentityNetwork(), moving_affine=AFFINE, fixed_affine=AFFINE)
     difference = first["forward_ddf"] - second["inverse_ddf"]
@@ -152,7 +157,7 @@ def test_the_batch_is_handed_over_as_a_pair_with_its_affines() -> None:
         ({"optimization": "fields"}, "optimization: expected one of off, field, network, got 'fields'"),
         ({"preset": "quick"}, "preset: expected one of fast, default, got 'quick'"),
         ({"similarity": "ssd"}, "similarity: expected one of lncc"),
-        ({"optimization": "network", "steps": 0}, "steps: expected at least 1, got 0"),
+        ({"optimization": "network", "network_optimization": {"steps": 0}}, "steps: expected at least 1, got 0"),
         ({"lambda_gradicon": -1}, "must not be negative"),
         ({"optimization": "off"}, "needs a network"),
         ({"optimization": False}, "needs a network"),  # a bare off in YAML

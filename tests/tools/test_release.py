@@ -236,7 +236,7 @@ def test_the_zip_file_runs_where_it_is_unpacked(zip_file: Path, tmp_path: Path) 
             *command,
             str(tmp_path / NAME / "configs" / "inference.yaml"),
             *("--bundle_root", str(tmp_path / NAME), "--output_dir", str(tmp_path / "out")),
-            *("--field_levels", "{'default': [[16, 5]]}", *options),
+            *("--field::levels", "{'default': [[16, 5]]}", *options),
         ],
         cwd=tmp_path / "elsewhere",
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},

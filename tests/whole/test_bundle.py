@@ -30,7 +30,7 @@ from scripts.networks.registration_network import RegistrationNetwork
 SHAPE = [40, 40, 40]
 SMALL = {
     "model": "unigradicon",
-    "network_shape": SHAPE,
+    "image_shape": SHAPE,
     "network_def::down_channels": [2, 4, 8, 8],
     "network_def::up_channels": [4, 4, 8],
 }

@@ -46,10 +46,10 @@ TRAINING = "python -m monai.bundle run training --config_file"
 EVALUATE = "python -m monai.bundle run evaluate --config_file"
 PHASES = ("0000", "0001")  # as Learn2Reg names the images of a subject
 QUIET = ("--device", "cpu", "--progress", "False")
-SMALL = (*QUIET, "--network_shape", "[48,48,48]", "--save_overview", "False")
+SMALL = (*QUIET, "--image_shape", "[48,48,48]", "--save::overview", "False")
 QUICK = (
     *SMALL,
-    "--field_levels",
+    "--field::levels",
     "{'default': [[16, 3]], 'fast': [[16, 3]]}",
 )  # few steps in the place of each preset's
 PASS = (*SMALL, "--optimization", "off")  # one pass of the default network
@@ -89,7 +89,7 @@ def _in(folder: str, names: tuple[str, ...]) -> tuple[str, ...]:
 
 RUN = {
     f"{INFERENCE} --fixed fixed.nii.gz --moving moving.nii.gz --output_dir results": Run(
-        (*QUICK, "--save_overview", "True"), _in("results", (*REGISTRATION, "overview.png", "confidence.nii.gz"))
+        (*QUICK, "--save::overview", "True"), _in("results", (*REGISTRATION, "overview.png", "confidence.nii.gz"))
     ),
     "python -m scripts cohort --datalist pairs.csv --output_dir output/cohort": Run(PASS, _in("output/cohort", COHORT)),
     "python -m scripts apply results/forward_transform.h5 --fixed fixed.nii.gz --image other.nii.gz": Run(
@@ -106,7 +106,7 @@ RUN = {
     " --val_datalist mine_val.json": Run(SHORT, _in("output/finetune", ("best.pt", "last.pt"))),
     f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml'] --datalist pairs.csv"
     " --output_dir output/evaluation": Run(
-        (*PASS, "--save_learn2reg", "True"),
+        (*PASS, "--save::learn2reg", "True"),
         _in("output/evaluation", ("summary.json", "pairs.csv", "labels.csv", "table.md", "table.tex", "box_plots.png")),
     ),
     f"{INFERENCE} --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),
@@ -206,8 +206,8 @@ ELSEWHERE = {
     " ['configs/inference.yaml','configs/evaluate.yaml','configs/multi_gpu_evaluate.yaml'] --datalist pairs.csv": (
         "tests/evaluation/test_run.py::test_two_processes_share_the_pairs_and_write_one_table"
     ),
-    f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml','configs/datasets/l2r_oasis.yaml']"
-    " --model unigradicon --optimization network": "tests/evaluation/test_run.py"
+    f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml','configs/datasets.yaml']"
+    " --benchmark l2r_oasis --model unigradicon --optimization network": "tests/evaluation/test_run.py"
     "::test_a_data_set_runs_with_its_own_list_and_prints_the_papers_figures",
     "python -m tools.benchmarks.methods --data DIR": HOURS,
     "python3.11 -m venv .venv-monailabel && source .venv-monailabel/bin/activate": INSTALLS,
@@ -394,7 +394,7 @@ def test_the_examples_in_python_run(page: str, tmp_path: Path, monkeypatch: pyte
     _write_files(tmp_path)
     write_example(tmp_path / "output" / "example" / "pair")
     monkeypatch.chdir(tmp_path)
-    quick = {"optimization": "off", "network_shape": [48, 48, 48], "device": "cpu"}
+    quick = {"optimization": "off", "image_shape": [48, 48, 48], "device": "cpu"}
     monkeypatch.setattr("scripts.api.run_workflow", lambda configs, given: run_workflow(configs, {**quick, **given}))
     (example,) = blocks_of(ROOT / "docs" / page, "python")
     found: dict[str, Any] = {}

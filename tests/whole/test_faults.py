@@ -43,7 +43,7 @@ from tests.helpers.inference import run_inference
 from tests.helpers.known_pair import ROOT, write_known_pair
 from tests.helpers.networks import random_network
 
-QUICK: dict[str, Any] = {"network_shape": [24, 24, 24], "field_levels": {"default": [[16, 8]]}}
+QUICK: dict[str, Any] = {"image_shape": [24, 24, 24], "field::levels": {"default": [[16, 8]]}}
 
 
 def command(pair: dict[str, str], folder: Path) -> list[str]:
@@ -267,7 +267,7 @@ def test_the_report_tells_of_the_levels_that_were_left_out(
     tmp_path: Path, pair: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(field_optimization, "available_memory", lambda: field_optimization.LEAST_BYTES * 30**3)
-    options = {**pair, "network_shape": [40, 40, 40], "field_levels": {"default": [[24, 5], [40, 5]]}}
+    options = {**pair, "image_shape": [40, 40, 40], "field::levels": {"default": [[24, 5], [40, 5]]}}
     with pytest.raises(Exception, match=r"Failed|memory"):
         run_inference(tmp_path / "a", **options)
     report = run_inference(tmp_path / "b", oom_fallback=True, **options)
@@ -290,8 +290,8 @@ def test_the_network_goes_on_with_activation_checkpointing(monkeypatch: pytest.M
     data = images()
     inputs = torch.cat([data.moving, data.fixed], 1)
     extras = {"moving_affine": torch.eye(4), "fixed_affine": torch.eye(4)}
-    options: dict[str, Any] = {"optimization": "network", "steps": 1, "progress": False}
-    options["levels"] = {"default": [[8, 1]]}
+    options: dict[str, Any] = {"optimization": "network", "progress": False}
+    options |= {"network_optimization": {"steps": 1}, "field": {"levels": {"default": [[8, 1]]}}}
     with pytest.raises(torch.OutOfMemoryError):
         RegistrationInferer(**options)(inputs, network, **extras)
     found = RegistrationInferer(oom_fallback=True, **options)(inputs, network, **extras)

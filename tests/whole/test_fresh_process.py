@@ -32,7 +32,7 @@ from tests.helpers.training_run import ROOT
 
 SMALL = ("--device", "cpu", "--progress", "False")
 TINY = (*SMALL, "--max_epochs", "1", "--pairs_per_epoch", "2", "--num_workers", "1", "--hd95", "False")
-PASS = (*SMALL, "--optimization", "off", "--network_shape", "[48,48,48]", "--save_overview", "False")
+PASS = (*SMALL, "--optimization", "off", "--image_shape", "[48,48,48]", "--save::overview", "False")
 
 
 def run(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:

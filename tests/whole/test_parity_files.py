@@ -60,9 +60,9 @@ def test_world_points_are_those_of_the_reference(tmp_path: Path, modality: str, 
         fixed_modality=modality,
         moving_modality=modality,
         ckpt_path=str(tmp_path / "Step_2_final.trch"),
-        network_shape=list(SHAPE),
+        image_shape=list(SHAPE),
         optimization="off",
-        save_overview=False,
+        **{"save::overview": False},
     )
 
     reference = unigradicon.make_network([1, 1, *SHAPE], include_last_step=True)

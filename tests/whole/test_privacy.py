@@ -75,7 +75,7 @@ def command(series: dict[str, str], folder: Path, run_id: str, configs: list[str
     """Run a command and return all that it printed."""
     words = [sys.executable, "-m", "monai.bundle", "run", run_id]
     words += ["--config_file", str([f"configs/{name}.yaml" for name in configs]), "--output_dir", str(folder)]
-    quick = {"network_shape": [24, 24, 24], "field_levels": {"default": [[16, 8]]}, "model": "none", "device": "cpu"}
+    quick = {"image_shape": [24, 24, 24], "field::levels": {"default": [[16, 8]]}, "model": "none", "device": "cpu"}
     for name, value in {**quick, **options}.items():
         words += [f"--{name}", str(value)]
     done = subprocess.run(
@@ -96,13 +96,13 @@ def telling(folder: Path, printed: str) -> list[str]:
 
 
 def test_a_registration_tells_nothing_of_the_patient(tmp_path: Path, series: dict[str, str]) -> None:
-    printed = command(series, tmp_path / "out", "inference", ["inference"], save_page=True, **series)
+    printed = command(series, tmp_path / "out", "inference", ["inference"], **{"save::page": True}, **series)
     assert (tmp_path / "out" / "report.html").is_file(), printed
     assert telling(tmp_path / "out", printed) == []
 
 
 def test_only_a_series_that_is_asked_for_has_the_patient(tmp_path: Path, series: dict[str, str]) -> None:
-    printed = command(series, tmp_path / "out", "inference", ["inference"], save_dicom=True, **series)
+    printed = command(series, tmp_path / "out", "inference", ["inference"], **{"save::dicom": True}, **series)
     found = telling(tmp_path / "out", printed)
     assert found, printed  # as DICOM must: it is the patient's
     assert all(".dcm: " in where for where in found)
@@ -130,7 +130,7 @@ def test_a_page_names_files_without_their_folders(tmp_path: Path, series: dict[s
     for side, folder in series.items():
         copies[side] = str(private / side)
         os.symlink(folder, copies[side])
-    printed = command(series, tmp_path / "out", "inference", ["inference"], save_page=True, **copies)
+    printed = command(series, tmp_path / "out", "inference", ["inference"], **{"save::page": True}, **copies)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Secret Person" not in page, printed
     assert '"moving"' in page

@@ -183,7 +183,8 @@ def test_the_same_seed_gives_the_same_report(images: tuple[str, str], tmp_path: 
     """Of the optimization of a network, which draws noise; ``field`` has nothing random in it."""
 
     def run(seed: int) -> tuple[str, np.ndarray]:
-        options = {"ckpt_path": weights, "optimization": "network", "steps": 2, "learning_rate": 1e-3, "seed": seed}
+        options = {"ckpt_path": weights, "optimization": "network", "seed": seed}
+        options["network_optimization"] = {"steps": 2, "learning_rate": 1e-3}
         result = register(tmp_path / "out", *images, **options)
         measured = ("seconds", "peak_memory_mib", "peak_gpu_memory_mib")
         kept = {key: value for key, value in result.report.items() if key not in measured}

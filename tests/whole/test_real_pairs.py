@@ -53,10 +53,10 @@ def test_the_fast_preset_beats_syn(real_data: Path, tmp_path: Path, name: str, m
         tmp_path / "out",
         **bundle_options(real_data, pair, tmp_path),
         preset="fast",
-        save_overview=False,
-        save_transforms=False,
-        save_displacement=False,
-        save_jacobian=False,
+        **{"save::overview": False},
+        **{"save::transforms": False},
+        **{"save::displacement": False},
+        **{"save::jacobian": False},
     )
     after, before = report[measure]["after"]["mean"], report[measure]["before"]["mean"]
     if measure == "tre_mm":
@@ -71,7 +71,7 @@ def test_the_fast_preset_beats_syn(real_data: Path, tmp_path: Path, name: str, m
 def test_a_brain_registered_to_itself_stays(real_data: Path, tmp_path: Path, model: str) -> None:
     """Where it has no contrast, too: outside, and within white matter."""
     image = str(real_data / "brain_t1" / "1000_SS.nii.gz")
-    options = {"save_overview": False, "save_transforms": False, "save_jacobian": False}
+    options = {"save::overview": False, "save::transforms": False, "save::jacobian": False}
     run_inference(tmp_path / "out", fixed=image, moving=image, model=model, preset="fast", **options)
     displacement = np.asarray(nib.load(tmp_path / "out" / "displacement.nii.gz").dataobj)  # voxels of 1 mm
     assert np.abs(displacement).max() < 0.1

@@ -68,8 +68,8 @@ def main() -> None:
     for mode in ("off", "network", *LADDER):
         inferer = RegistrationInferer(
             optimization="field" if mode in LADDER else mode,
-            levels={"default": LADDER.get(mode, [])},
-            steps=arguments.steps,
+            field={"levels": {"default": LADDER.get(mode, [])}},
+            network_optimization={"steps": arguments.steps},
             progress=False,
         )
         began = time.perf_counter()

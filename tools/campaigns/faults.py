@@ -38,7 +38,7 @@ from tests.test_cohort import results, write_list
 from tests.helpers.known_pair import ROOT, write_known_pair
 from tests.helpers.training_run import SMALL, assert_same_state, load, synthetic_list
 
-QUICK = {"network_shape": [40, 40, 40], "field_levels": {"default": [[16, 10], [32, 20]]}}
+QUICK = {"image_shape": [40, 40, 40], "field::levels": {"default": [[16, 10], [32, 20]]}}
 
 
 class Kind(NamedTuple):
@@ -58,7 +58,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
     cohort, _ = write_list(folder / "cohort", 5)
     lists = synthetic_list(folder / "lists")
     training = {**SMALL, "max_epochs": 6, "train_datalist": lists, "val_datalist": lists}
-    network = {**pair, "optimization": "network", "steps": 4}
+    network = {**pair, "optimization": "network", "network_optimization::steps": 4}
     cohort_options = {"datalist": str(cohort), **QUICK, "device": "cpu", "model": "none", "progress": False}
     return {
         "inference": Kind("inference", ("inference",), "output_dir", {**pair, "model": "none"}, {}, same_results),

@@ -135,7 +135,7 @@ def work(first: int, count: int) -> None:
     root = Path(__file__).resolve().parents[2]
     parser = ConfigParser()
     parser.read_config(str(root / "configs" / "inference.yaml"))
-    parser.update({"network_shape": [8, 8, 8], "model": "none", "bundle_root": str(root)})
+    parser.update({"image_shape": [8, 8, 8], "model": "none", "bundle_root": str(root)})
     preprocessing = parser.get_parsed_content("preprocessing")
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="none", help="none (training-free) or default")
     arguments = parser.parse_args()
     for side in ("fixed", "moving"):
-        found = deviations_mm(arguments.work, side, model=arguments.model, field_levels={"default": SHORT})
+        found = deviations_mm(arguments.work, side, model=arguments.model, **{"field::levels": {"default": SHORT}})
         print(f"{side}: largest deviation {max(found):.2e} mm of {len(found)} orientations")
 
 

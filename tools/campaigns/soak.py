@@ -33,7 +33,7 @@ from scripts.workflow import run_workflow
 from tests.helpers.known_pair import write_known_pair
 
 GROWTH = 0.02  # of memory, that is allowed from the first quarter's end to the last quarter
-SMALL = {"network_shape": [40, 40, 40], "field_levels": {"default": [[16, 3], [24, 3]]}, "device": "cpu"}
+SMALL = {"image_shape": [40, 40, 40], "field::levels": {"default": [[16, 3], [24, 3]]}, "device": "cpu"}
 
 
 class State(NamedTuple):
@@ -60,7 +60,7 @@ def one_by_one(count: int, folder: Path, note: Callable[[State], None]) -> None:
     for number in range(count):
         # without a network, its pass alone, and fields from it
         model, optimization = (("none", "field"), ("default", "off"), ("default", "field"))[number % 3]
-        options = {**pair, **SMALL, "model": model, "optimization": optimization, "seed": number, "save_page": True}
+        options = {**pair, **SMALL, "model": model, "optimization": optimization, "seed": number, "save::page": True}
         run_workflow(
             ["inference.yaml"], {**options, "output_dir": str(folder / "out"), "progress": False, "summary": False}
         )

@@ -22,7 +22,7 @@ import numpy as np
 from monai.bundle import ConfigWorkflow
 
 BUNDLE_ROOT = "models/unigradicon"
-QUICK = {"field_levels": {"default": [[16, 10]]}, "progress": False, "device": "cpu"}
+QUICK = {"field::levels": {"default": [[16, 10]]}, "progress": False, "device": "cpu"}
 
 
 def workflow(workflow_type, configs, **override):
