@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from scripts.data.cases import load_cases, require_cases
+from scripts.data.opened_files import OPENED
 from scripts.utils.errors import InputError
 
 
@@ -55,7 +56,9 @@ def write_list(listed: dict[str, Any], rows: Any) -> None:
 
 
 def test_a_pair_is_one_case_directly_in_the_output_folder(pair: dict[str, Any]) -> None:
-    assert load_cases(**pair) == [
+    cases = load_cases(**pair)
+    assert [set(case.pop(OPENED)) for case in cases] == [{"fixed", "moving"}]
+    assert cases == [
         {
             "case": "moving_to_fixed",
             "case_dir": pair["output_dir"],
