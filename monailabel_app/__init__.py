@@ -11,7 +11,7 @@
 """MONAI Label app: a labelled study is registered to the open one, and its label comes back to be corrected.
 
 Work flows one way: main (the app) -> infer_task, batch_task, train_task, strategy -> atlases, label_fusion, answers ->
-registration -> the bundle's own configs; checked_datastore, request_options, label_info, label_numbers and app_settings
-lie below. checked_endpoints lies before MONAI Label's routes.
+registration -> the bundle's own configs; checked_datastore, request_options, train_request, label_info, label_numbers
+and app_settings lie below. checked_endpoints lies before MONAI Label's routes.
 docs/monailabel.md explains its use.
 """

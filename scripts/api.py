@@ -8,151 +8,162 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""``register``: one registration from Python, by the same workflow as the bundle's command.
+"""``register``: one registration from Python, in memory, by the same workflow as the bundle's command.
 
 ::
 
     from scripts.api import register
     result = register("moving.nii.gz", "fixed.nii.gz", preset="fast")
-    result.warped_moving, result.forward_transform, result.report["quality"]["verdict"]
+    result.warped_moving, result.forward_transform(points_ras_mm), result.verdict
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import itk
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
+from torch import Tensor
 
-from scripts.data.nifti_writing import write_nifti
-from scripts.data.reading import VolumeReader, read_header
-from scripts.data.transform_files import read_transform
+from scripts.data.case import LANDMARKS, SIDES, Case
+from scripts.data.itk_transforms import to_itk
+from scripts.data.memory_images import is_array, volume_in_memory
+from scripts.geometry.grid_transform import GridTransform
+from scripts.transforms.postprocessing import warp_onto_fixed
 from scripts.utils.errors import InputError
-from scripts.utils.paths import from_home
 from scripts.workflow import check_not_given, run_workflow
 
-IMAGE_OPTIONS = ("fixed_mask", "moving_mask", "fixed_label", "moving_label")
-Image = Any  # a path, a MetaTensor, an ITK image or a nibabel image
+IMAGE_OPTIONS = ("moving", "fixed", "moving_mask", "fixed_mask", "moving_label", "fixed_label")
+Image = Any  # a path, a MetaTensor, a nibabel, ITK, SimpleITK or ANTs image, or an array with its affine
+
+
+class PointTransform:
+    """A transform of the world, by which points are carried.
+
+    Args:
+        transform: of the registration.
+    """
+
+    def __init__(self, transform: GridTransform) -> None:
+        self.transform = transform
+
+    def __call__(self, points_ras_mm: Any) -> np.ndarray:
+        """Return where points go, (N, 3), RAS mm.
+
+        Args:
+            points_ras_mm: (N, 3), RAS mm; of LPS points the signs of x and y are turned first.
+        """
+        points = torch.as_tensor(points_ras_mm, dtype=torch.float64)
+        if points.ndim != 2 or points.shape[1] != 3:
+            raise InputError(f"points must have the shape (N, 3), RAS mm, got {tuple(points.shape)}")
+        return self.transform(points).numpy()
+
+    def to_itk(self) -> Any:
+        """Return the transform as an ``itk.CompositeTransform``, LPS mm, for resampling and writing by ITK."""
+        return to_itk(self.transform)
 
 
 @dataclass(frozen=True, eq=False)
 class RegistrationResult:
-    """What a registration gives.
-
-    Args:
-        warped_moving: moving image on the fixed grid, (1, I, J, K), in its type, with its RAS affine.
-        forward_transform: ``itk.CompositeTransform``, LPS mm: fixed point -> moving point; resamples the moving image.
-        inverse_transform: moving point -> fixed point; None with ``inverse=False``.
-        warped_label: moving label on the fixed grid, if one was given.
-        report: content of report.json: figures, verdict, settings, versions.
-        output_dir: where the files are; None if no folder was asked for.
-    """
+    """What a registration gives."""
 
     warped_moving: MetaTensor
-    forward_transform: Any
-    inverse_transform: Any | None
+    """Moving image on the fixed grid, (1, I, J, K), in its own type, with its RAS affine."""
     warped_label: MetaTensor | None
+    """Moving label on the fixed grid, if one was given."""
+    displacement_mm: Tensor
+    """(3, I, J, K), RAS mm, on the fixed grid: from each voxel's center to the moving point."""
+    forward_transform: PointTransform
+    """Fixed point -> moving point; given to ITK, it resamples the moving image."""
+    inverse_transform: PointTransform | None
+    """Moving point -> fixed point; None with ``inverse=False`` and ``optimization="off"``."""
+    metrics: dict[str, Any]
+    """Folding, inconsistency; Dice and landmark errors if labels or landmarks of both images were given."""
+    quality: dict[str, Any]
+    """Figures that need no labels, ``verdict`` and ``reasons``; see docs/quality.md."""
+    warnings: list[str]
+    """What was said of the images."""
     report: dict[str, Any]
+    """Content of report.json."""
     output_dir: Path | None
+    """Where the files are; None if no folder was asked for."""
 
     @property
     def verdict(self) -> str:
         """``ok``, ``check`` or ``failed``; see docs/quality.md."""
-        return str(self.report["quality"]["verdict"])
+        return str(self.quality["verdict"])
 
 
 def register(
-    moving: Image, fixed: Image, *, output_dir: str | Path | None = None, **options: Any
+    moving: Image,
+    fixed: Image,
+    *,
+    affine: Any = None,
+    moving_affine: Any = None,
+    fixed_affine: Any = None,
+    output_dir: str | Path | None = None,
+    **options: Any,
 ) -> RegistrationResult:
     """Register a moving image to a fixed one.
 
     Args:
-        moving: image to be aligned: a path, a MetaTensor (1, I, J, K) or (I, J, K) with its RAS affine, an ITK image or
-            a nibabel image. Likewise ``fixed`` and the options ``fixed_mask``, ``moving_mask``, ``fixed_label`` and
-            ``moving_label``.
+        moving: image to be aligned: a path, a MetaTensor (1, I, J, K), a nibabel, ITK, SimpleITK or ANTs image, or a
+            numpy or torch array (I, J, K) with an affine. The options ``fixed_mask``, ``moving_mask``, ``fixed_label``
+            and ``moving_label`` take the same kinds; ``fixed_landmarks`` and ``moving_landmarks`` take a path or an
+            array (N, 3), whose coordinates are those of ``landmark_space`` (LPS by default).
         fixed: image to align to.
-        output_dir: folder for all files; by default nothing stays on the disk.
+        affine: (4, 4), voxel (i, j, k) -> world RAS mm, of all arrays.
+        moving_affine: of the arrays of the moving image, its mask and label, instead of ``affine``.
+        fixed_affine: of the arrays of the fixed image, its mask and label, instead of ``affine``.
+        output_dir: folder for all files; by default nothing is written.
         options: any scalar of configs/inference.yaml, such as ``preset="fast"`` or ``moving_modality="ct"``.
-
-    Returns:
-        images, transforms and figures.
 
     Raises:
         InputError: an unknown option, or an input that can't be used; one line that says what to do.
     """
     check_not_given(options, ("datalist", "moving", "fixed"))
-    with tempfile.TemporaryDirectory(prefix="register-") as folder:
-        given = {"moving": moving, "fixed": fixed, **{k: v for k, v in options.items() if k in IMAGE_OPTIONS}}
-        paths = {key: _as_file(key, value, Path(folder)) for key, value in given.items() if value is not None}
-        target = Path(folder) / "out" if output_dir is None else from_home(str(output_dir))
-        needed: dict[str, Any] = {"save::transforms": True, "save::warped": True}
-        if output_dir is None:
-            needed["summary"] = False
-            needed |= {f"save::{name}": False for name in ("displacement", "jacobian", "overview", "confidence")}
-        run_workflow(("inference.yaml",), {"progress": False, **options, **needed, **paths, "output_dir": str(target)})
-        inverse, label = target / "inverse_transform.h5", target / "warped_label.nii.gz"
-        return RegistrationResult(
-            warped_moving=_load(target / "warped_moving.nii.gz"),
-            forward_transform=read_transform(str(target / "forward_transform.h5")),
-            inverse_transform=read_transform(str(inverse)) if inverse.is_file() else None,
-            warped_label=_load(label) if label.is_file() else None,
-            report=json.loads((target / "report.json").read_text(encoding="utf-8")),
-            output_dir=None if output_dir is None else target,
-        )
+    given = {"moving": moving, "fixed": fixed, **{key: options[key] for key in IMAGE_OPTIONS[2:] if key in options}}
+    affines = {"moving": moving_affine, "fixed": fixed_affine}
+    for side in SIDES:
+        if affines[side] is not None and not any(is_array(image) for key, image in given.items() if side in key):
+            raise InputError(f"{side}_affine is for arrays, and the {side} image has its own geometry; leave it out")
+    for key, image in given.items():
+        own = affines[key.partition("_")[0]]
+        options[key] = _image(key, image, affine if own is None else own, options.get("frame"))
+    for key in LANDMARKS:
+        if not isinstance(options.get(key), (str, Path, type(None))):
+            options[key] = torch.as_tensor(options[key], dtype=torch.float64).detach().cpu()
+    options = {"progress": False, **options, "output_dir": False if output_dir is None else str(output_dir)}
+    if output_dir is None:
+        options["summary"] = False
+    parser = run_workflow(("inference.yaml",), {**options, "overlap": False})  # the case comes back when all is done
+    state = parser.get_parsed_content("evaluator").state
+    return _result(cast(Case, {**state.batch[0], **state.output[0]}))
 
 
-def _load(path: Path) -> MetaTensor:
-    dtype = read_header(str(path)).dtype
-    reader = VolumeReader(dtype=dtype)
-    image = LoadImage(image_only=True, dtype=None, ensure_channel_first=True)(str(path), reader=reader)
-    assert isinstance(image, MetaTensor)
-    return image
+def _image(option: str, image: Image, affine: Any, frame: int | None) -> Any:
+    """Return a path as text, an image in memory as a volume, and nothing as it is."""
+    if image is None or isinstance(image, (str, Path)):
+        return None if image is None else str(image)
+    return volume_in_memory(option, image, affine, frame)
 
 
-def _as_file(name: str, image: Image, folder: Path) -> str:
-    """Return the path of an image, writing what is in memory."""
-    if isinstance(image, (str, Path)):
-        return str(image)
-    path, code = folder / f"{name}.nii.gz", 1
-    if isinstance(image, MetaTensor):
-        code = int(image.meta.get("xform_code", 1))
-        values, affine = image.as_tensor().detach().cpu().numpy(), np.asarray(image.affine)
-        values = values[0] if values.ndim == 4 and values.shape[0] == 1 else values
-    elif isinstance(image, nib.spatialimages.SpatialImage):
-        values, affine = np.asanyarray(image.dataobj), np.asarray(image.affine)
-        header: Any = image.header
-        code = next((int(header[key]) for key in ("sform_code", "qform_code") if header.get(key, 0) > 0), 1)
-    elif isinstance(image, itk.Object):
-        if image.GetImageDimension() != 3:
-            raise InputError(f"{name}: the ITK image is {image.GetImageDimension()}-D; give a 3-D image")
-        itk.imwrite(image, str(path))
-        return str(path)
-    else:
-        kind = type(image).__name__
-        extra = (
-            ", with its affine: MetaTensor(values, affine=...)" if isinstance(image, (np.ndarray, torch.Tensor)) else ""
-        )
-        raise InputError(f"{name}: expected a path, a MetaTensor, an ITK image or a nibabel image{extra}, got a {kind}")
-    if values.ndim != 3:
-        raise InputError(f"{name}: expected one 3-D volume, got the shape {tuple(values.shape)}")
-    axes = np.asarray(affine, dtype=np.float64)[:3, :3]
-    axes = axes / np.linalg.norm(axes, axis=0).clip(1e-12)
-    if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-3:
-        raise InputError(f"{name}: the affine has a shear, which NIfTI and ITK can't keep; resample the image first")
-    write_nifti(path, [values.astype(_nifti_type(values.dtype), copy=False)], affine, xform_code=code)
-    return str(path)
-
-
-def _nifti_type(dtype: np.dtype) -> np.dtype:
-    """Return a type that ITK reads from NIfTI."""
-    if dtype.kind == "b":
-        return np.dtype(np.uint8)
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+def _result(case: Case) -> RegistrationResult:
+    affine, transforms, report = case["fixed"].affine, case["transforms"], case["report"]
+    warped = warp_onto_fixed(case, "moving", transforms.displacement_mm)
+    label = case.get("warped_label")
+    return RegistrationResult(
+        warped_moving=MetaTensor(torch.from_numpy(warped)[None], affine=affine),
+        warped_label=None if label is None else MetaTensor(torch.from_numpy(label)[None], affine=affine),
+        displacement_mm=transforms.displacement_mm,
+        forward_transform=PointTransform(transforms.forward),
+        inverse_transform=None if transforms.inverse is None else PointTransform(transforms.inverse),
+        metrics=case["metrics"],
+        quality=case["quality"],
+        warnings=list(report["warnings"]),
+        report=report,
+        output_dir=Path(case["case_dir"]) if "case_dir" in case else None,
+    )

@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("output_dir", help="folder of a registration or a cohort")
     download = commands.add_parser(
-        "download", help="download published weights; resumes, checks, notes their SHA-256", allow_abbrev=False
+        "download", help="download published weights; checks them and notes their SHA-256", allow_abbrev=False
     )
     download.add_argument("model", choices=list(PUBLISHED_FILES), help="which weights, about 283 MB each")
     download.add_argument("--bundle_root", default=".", help="folder that holds models/ [this bundle]")

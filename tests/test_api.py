@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from monai.data import MetaTensor
 from scripts import cli
 from scripts.api import register
 from scripts.declared_options import declared_options
-from scripts.transforms.load import LoadVolumesd
 from scripts.utils.errors import InputError
+from scripts.workflow import run_workflow
 from tests.helpers.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
+from tests.helpers.libraries import images, kinds_of
 
 SHEAR = torch.tensor([[1.0, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 QUICK: dict[str, Any] = {
@@ -41,33 +43,60 @@ QUICK: dict[str, Any] = {
 }
 
 
-def test_images_of_all_kinds_give_the_same_result_and_leave_nothing(
+def test_images_of_all_kinds_give_the_result_of_the_command_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = write_known_pair(tmp_path / "data")
-    loaded = LoadVolumesd(["fixed", "moving"])({key: pair[key] for key in ("fixed", "moving")})
-    inputs: dict[str, tuple[Any, Any]] = {
-        "path": (Path(pair["moving"]), pair["fixed"]),
-        "MetaTensor": (loaded["moving"], loaded["fixed"]),
-        "ITK": (itk.imread(pair["moving"]), itk.imread(pair["fixed"])),
-        "nibabel": (nib.load(pair["moving"]), nib.load(pair["fixed"])),
-    }
+    run_workflow(("inference.yaml",), {**QUICK, "progress": False, **images(pair), "output_dir": str(tmp_path / "out")})
+    written = nib.load(tmp_path / "out" / "warped_moving.nii.gz")
+    field = itk.array_from_image(itk.imread(str(tmp_path / "out" / "displacement.nii.gz"))).T
+    inputs = {"path": (Path(pair["moving"]), pair["fixed"]), **kinds_of(pair)}
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    results = {kind: register(*images, **QUICK) for kind, images in inputs.items()}
+    results = {kind: register(*given, **QUICK) for kind, given in inputs.items()}
     assert sorted(tmp_path.rglob("*")) == before
-    first = results["path"]
     for kind, result in results.items():
-        np.testing.assert_allclose(result.warped_moving.numpy(), first.warped_moving.numpy(), atol=0.02, err_msg=kind)
-        np.testing.assert_allclose(result.warped_moving.affine, loaded["fixed"].affine, atol=1e-4)
-    assert first.warped_moving.shape == loaded["fixed"].shape
-    point = (0.0, 10.0, 160.0)
-    there = np.array(list(first.forward_transform.TransformPoint(point)))
-    np.testing.assert_allclose(there, np.array(point) + SHIFT_LPS_MM, atol=2.5)
-    back = np.array(list(first.inverse_transform.TransformPoint(there.tolist())))
-    np.testing.assert_allclose(back, point, atol=1.5)
+        assert result.warped_moving.dtype == torch.float32
+        assert result.warped_moving[0].numpy().tobytes() == np.asanyarray(written.dataobj).tobytes(), kind
+        signs = np.array([-1, -1, 1], np.float32)[:, None, None, None]
+        np.testing.assert_array_equal(result.displacement_mm.numpy() * signs, field, err_msg=kind)
+        np.testing.assert_allclose(result.warped_moving.affine, written.affine, atol=1e-5)
+        assert result.report["inputs"]["fixed"] == (pair["fixed"] if kind == "path" else "from memory")
+    first = results["path"]
     assert first.verdict == first.report["quality"]["verdict"]
     assert first.output_dir is None
+    assert first.inverse_transform is not None
+    points = np.array([[0.0, 10.0, 160.0], [-20.0, -5.0, 150.0]])  # RAS
+    there = first.forward_transform(points)
+    np.testing.assert_allclose(there, points + SHIFT_LPS_MM * [-1, -1, 1], atol=2.5)
+    np.testing.assert_allclose(first.inverse_transform(there), points, atol=1.5)
+    by_itk = first.forward_transform.to_itk().TransformPoint((points[0] * [-1, -1, 1]).tolist())
+    np.testing.assert_allclose(np.array(list(by_itk)) * [-1, -1, 1], there[0], atol=1e-6)
+    with pytest.raises(InputError, match=r"shape \(N, 3\)"):
+        first.forward_transform(points[0])
+
+
+@pytest.mark.parametrize("library", [np.asarray, torch.as_tensor])
+def test_arrays_with_their_affines_are_images(tmp_path: Path, library: Callable[[Any], Any]) -> None:
+    """A known shift of the world along each axis, LPS and RAS told apart, and masks, labels and points in memory."""
+    pair = write_known_pair(tmp_path / "data")
+    loaded = {key: nib.load(path) for key, path in pair.items() if path.endswith(".nii.gz")}
+    arrays = {key: library(np.asanyarray(image.dataobj).copy()) for key, image in loaded.items()}
+    arrays |= {f"{side}_mask": arrays[side] > 100 for side in ("fixed", "moving")}
+    points = {key: np.loadtxt(pair[key], delimiter=",", skiprows=1) for key in pair if key.endswith("landmarks")}
+    affines = {"fixed_affine": loaded["fixed"].affine, "moving_affine": loaded["moving"].affine}
+    result = register(**arrays, **affines, **{key: library(value) for key, value in points.items()}, **QUICK)
+    by_files = register(**pair, fixed_mask=arrays["fixed_mask"], moving_mask=arrays["moving_mask"], **affines, **QUICK)
+    assert result.metrics["dice"]["after"]["mean"] == pytest.approx(by_files.metrics["dice"]["after"]["mean"], abs=1e-3)
+    before, after = (result.metrics["tre_mm"][when]["mean"] for when in ("before", "after"))
+    assert before == pytest.approx(by_files.metrics["tre_mm"]["before"]["mean"], abs=1e-4)
+    assert after < 2 < before
+    np.testing.assert_allclose(result.displacement_mm, by_files.displacement_mm, atol=1e-3)
+    assert result.warped_label is not None
+    assert set(np.unique(result.warped_label.numpy())) == {0, 1, 2}
+    ras = {key: value * [-1, -1, 1] for key, value in points.items()}
+    in_ras = register(arrays["moving"], arrays["fixed"], **affines, **ras, landmark_space="RAS", **QUICK)
+    assert in_ras.metrics["tre_mm"]["before"]["mean"] == pytest.approx(before, abs=1e-6)
 
 
 def test_a_label_in_memory_is_carried_and_files_stay_where_they_were_asked_for(tmp_path: Path) -> None:
@@ -88,11 +117,21 @@ def test_a_label_in_memory_is_carried_and_files_stay_where_they_were_asked_for(t
     [
         ({"presett": "fast"}, "did you mean 'preset'"),
         ({"preset": "quick"}, "expected one of"),
-        ({"moving": np.zeros((4, 4, 4))}, "MetaTensor"),
+        ({"moving": np.zeros((4, 4, 4))}, "moving: an array has no geometry; give its affine"),
+        ({"moving": np.zeros((4, 4, 4)), "affine": np.eye(3)}, r"finite \(4, 4\) matrix"),
+        ({"moving_affine": np.eye(4)}, "moving_affine is for arrays"),
+        ({"moving": np.zeros((4, 4, 4, 3)), "affine": np.eye(4)}, "'from memory' is 4-D with 3 frames; select one"),
+        ({"moving": np.zeros((4, 4, 1)), "affine": np.eye(4)}, "'from memory' is a single slice"),
+        ({"moving": np.full((4, 4, 4), np.nan), "affine": np.eye(4)}, "moving: 'from memory' has 64 of 64 voxels"),
+        ({"moving": np.ones((4, 4, 4), complex), "affine": np.eye(4)}, "type complex128; give numbers"),
+        ({"moving": np.ones((4, 4, 4)), "affine": np.diag([1, 0, 1, 1])}, "'from memory' has the spacing 1 x 0 x 1"),
+        ({"moving": itk.image_from_array(np.zeros((4, 4, 4, 3), np.float32), is_vector=True)}, "3 values per voxel"),
+        ({"fixed_landmarks": np.zeros((4, 2))}, r"landmarks 'from memory' must be finite numbers of the shape"),
+        ({"moving_modality": "pet"}, "moving_modality 'pet' is unknown"),
         ({"moving": 3}, "got a int"),
         ({"moving": MetaTensor(torch.zeros(2, 4, 4, 4))}, "one 3-D volume"),
         ({"fixed": "none.nii.gz"}, "does not exist"),
-        ({"moving": MetaTensor(torch.rand(1, 4, 4, 4), affine=SHEAR)}, "has a shear"),
+        ({"moving": MetaTensor(torch.rand(1, 4, 4, 4), affine=SHEAR)}, "moving: 'from memory' has sheared axes"),
         ({"datalist": "x.csv"}, "datalist can't be given"),
     ],
 )

@@ -109,6 +109,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"fixed": "nowhere.nii.gz"}, "nowhere.nii.gz"),
     ({"fixed_modality": "pet"}, "fixed_modality 'pet' is unknown"),
     ({"optimization": "off"}, "needs a network"),
+    ({"optimization": "off", "prealign": "rigid", "fixed": "not_looked_at.nii.gz"}, "needs a network"),
     ({"optimization": "newton"}, "optimization: expected one of off, field, network"),
     ({"similarity": "ssd"}, "similarity: expected one of"),
     ({"model": "voxelmorph", "image_shape": [72, 72, 72]}, "model: expected one of none"),

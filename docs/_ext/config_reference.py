@@ -33,6 +33,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "inference.yaml": (),
     "cohort.yaml": ("inference.yaml",),
     "evaluate.yaml": ("inference.yaml",),
+    "datasets.yaml": ("inference.yaml", "evaluate.yaml"),
     "inference_exported.yaml": ("inference.yaml",),
     "inference_trt.yaml": ("inference.yaml",),
     "apply.yaml": (),

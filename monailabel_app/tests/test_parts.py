@@ -39,7 +39,7 @@ from monailabel_app.request_options import read_options
 from monailabel_app.studies import Study, labelled_studies
 from monailabel_app.tests.server import APP, ROOT, free_port, running_server
 from monailabel_app.tests.studies import Studies
-from monailabel_app.train_task import split
+from monailabel_app.train_request import split
 from monailabel_app.uploads import refuse_foreign_data, sweep
 from scripts.metrics.quality import LIMITS, Limit, verdict
 from scripts.utils.errors import InputError

@@ -90,24 +90,24 @@ class _Pair(TypedDict, total=False):
     fixed_series: str
     """UID of the DICOM series to take of a folder."""
     moving_series: str
-    fixed_landmarks: str
-    """Path of a file of points."""
-    moving_landmarks: str
+    fixed_landmarks: str | Tensor
+    """Path of a file of points, or the points (N, 3)."""
+    moving_landmarks: str | Tensor
     opened: dict[str, Kept]
     """Files whose headers were read when the case was checked, by their keys."""
     landmark_space: str
-    """RAS or VOXEL: the coordinates in landmark files that do not state them; LPS if absent."""
+    """RAS or VOXEL: the coordinates of landmarks whose file does not state them; LPS if absent."""
 
 
 class CaseFiles(_Pair, total=False):
-    """A pair before it is loaded: images are paths."""
+    """A pair before it is loaded: an image is a path, or a volume in memory as :class:`Case` has it."""
 
-    fixed: str
-    moving: str
-    fixed_mask: str
-    moving_mask: str
-    fixed_label: str
-    moving_label: str
+    fixed: str | MetaTensor
+    moving: str | MetaTensor
+    fixed_mask: str | MetaTensor
+    moving_mask: str | MetaTensor
+    fixed_label: str | MetaTensor
+    moving_label: str | MetaTensor
     error: str
     """Of a cohort: why the pair can't be registered."""
 

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from scripts.data.case import (
     LANDMARKS,
     SIDES,
@@ -84,7 +86,8 @@ def load_cases(
         moving: image to be aligned.
         datalist: instead of the pair, a JSON file (list of objects) or a CSV file with a header; names as here plus
             ``case``; paths relative to the list's folder. Or Learn2Reg's ``*_dataset.json``.
-        output_dir: where results go: directly here for a pair, in ``output_dir/<case>`` for a datalist.
+        output_dir: where results go: directly here for a pair, in ``output_dir/<case>`` for a datalist; False writes
+            none, for a pair.
         fixed_modality: ct or mr (mri); for a datalist, of the cases that don't say.
         moving_modality: the same for the moving image.
         fixed_mask: region of the fixed image.
@@ -128,10 +131,12 @@ def load_cases(
         raise InputError("nothing to register: give --fixed FILE and --moving FILE, or --datalist FILE")
     if not is_absent(datalist) and pair:
         raise InputError(f"--datalist and --{pair[0]} exclude each other; give a pair or a datalist")
-    folder = check_output_dir(output_dir)
+    folder = Path() if output_dir is False and is_absent(datalist) else check_output_dir(output_dir)
     if is_absent(datalist):
         cases = [_case(given, "", Path())]
-        cases[0] |= {"case": _default_name(cases[0]), "case_dir": str(folder)}
+        cases[0]["case"] = _default_name(cases[0])
+        if output_dir is not False:
+            cases[0]["case_dir"] = str(folder)
     else:
         cases = _cases_of_list(existing_path("datalist", datalist, Path()), given, folder, split)
     known: dict[Any, Kept] = {}
@@ -248,7 +253,8 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> CaseFiles:
             raise InputError(f"{where}{side} is missing; give --{side} FILE (or '{side}' in the datalist)")
     for key in PATHS:
         if key in values:
-            case[key] = existing_path(f"{where}{key}", values[key], base)
+            in_memory = isinstance(values[key], Tensor)
+            case[key] = values[key] if in_memory else existing_path(f"{where}{key}", values[key], base)
     for modality_key in MODALITY_KEYS:
         if modality_key not in values:
             raise InputError(f"{where}{modality_key} is missing; give --{modality_key} ct or mr")
@@ -288,18 +294,20 @@ def _check_case(case: CaseFiles, where: str, known: dict[Any, Kept]) -> dict[str
         if key not in case:
             continue
         path, frame, series = case[key], frame_of(case, key), series_of(case, key)
+        if not isinstance(path, str):
+            continue  # a volume in memory was checked when it was made
         if (path, series) in known:
             check_one_volume(where + key, path, known[path, series].restore().header, frame)
         else:
             known[path, series] = Kept.of(check_header(where + key, path, frame, series))
         opened[key] = known[path, series]
     space = case.get("landmark_space", "LPS")
-    marks = [open_landmarks(case[name], space) for name in LANDMARKS if name in case]
+    marks = {name: open_landmarks(case[name], space) for name in LANDMARKS if name in case}
     if len(marks) == len(LANDMARKS):
-        check_same_points(*marks)
-    opened |= {name: Kept.of(file) for name, file in zip((n for n in LANDMARKS if n in case), marks, strict=True)}
-    case_dir = Path(case["case_dir"])
-    if case_dir.exists() and not case_dir.is_dir():
+        check_same_points(*(marks[name] for name in LANDMARKS))
+    opened |= {name: Kept.of(file) for name, file in marks.items() if isinstance(case[name], str)}
+    case_dir = Path(case["case_dir"]) if "case_dir" in case else None
+    if case_dir is not None and case_dir.exists() and not case_dir.is_dir():
         raise InputError(f"{where}'{case_dir}' is a file where the case's folder must go; give another output_dir")
     return opened
 
@@ -314,7 +322,10 @@ def _frame(key: str, value: Any, where: str) -> int:
 def _default_name(values: Mapping[str, Any], otherwise: str = "case") -> str:
     if not all(side in values for side in SIDES):
         return otherwise
-    name = f"{stem(str(values['moving']))}_to_{stem(str(values['fixed']))}"
+    moving, fixed = (
+        side if isinstance(values[side], Tensor) else stem(str(values[side])) for side in ("moving", "fixed")
+    )
+    name = f"{moving}_to_{fixed}"
     return shortened(re.sub(r"[^\w.+-]+", "_", name).lstrip(".")) or otherwise
 
 

@@ -31,11 +31,13 @@ from torch import Tensor
 
 from scripts.data.opened_files import opened_file
 from scripts.data.point_formats import read_point_file
+from scripts.data.volumes import FROM_MEMORY
 from scripts.geometry.grid_transform import GridTransform
 from scripts.geometry.world_axes import flip_lps_ras
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError, InputFileError
 from scripts.utils.regular_files import file_state
+from scripts.utils.tensors import plain
 
 SPACES = ("LPS", "RAS", "VOXEL")
 AXES = ("x", "y", "z")
@@ -102,17 +104,20 @@ class LandmarkFile:
         return Landmarks(points @ affine[:3, :3].T + affine[:3, 3], self.extra)
 
 
-def open_landmarks(path: str | os.PathLike[str], landmark_space: str = "LPS") -> LandmarkFile:
+def open_landmarks(path: str | os.PathLike[str] | Tensor, landmark_space: str = "LPS") -> LandmarkFile:
     """Read a landmark file; the space that it states itself goes before ``landmark_space``.
 
     Args:
-        path: see :func:`read_landmarks`.
+        path: see :func:`read_landmarks`; or the points in memory, (N, 3).
         landmark_space: see :func:`read_landmarks`.
 
     Raises:
         InputError: as :func:`read_landmarks`.
     """
-    space, name = check_space(landmark_space), str(path)
+    space = check_space(landmark_space)
+    if isinstance(path, Tensor):
+        return _in_memory(path, space)
+    name = str(path)
     state = file_state(name) if os.path.exists(name) else ""  # what reads it tells that it is not there
     found = read_point_file(name, space)
     if found is not None:
@@ -129,6 +134,21 @@ def open_landmarks(path: str | os.PathLike[str], landmark_space: str = "LPS") ->
         points, extra = (landmarks := read_csv_landmarks(path)).points_ras_mm, landmarks.extra
         points = flip_lps_ras(points) if space == "LPS" else points
     return LandmarkFile(name, space, points.numpy(), found is None and space == "VOXEL", extra, state)
+
+
+def _in_memory(points: Tensor, space: str) -> LandmarkFile:
+    """Return points in memory as those of a file.
+
+    Raises:
+        InputError: the shape is not (N, 3), or a coordinate is not a finite number.
+    """
+    points = plain(points).double()
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points) or not bool(points.isfinite().all()):
+        raise InputError(
+            f"landmarks '{FROM_MEMORY}' must be finite numbers of the shape (N, 3), got the shape {tuple(points.shape)}"
+        )
+    placed = flip_lps_ras(points) if space == "LPS" else points
+    return LandmarkFile(FROM_MEMORY, space, placed.numpy(), space == "VOXEL", ({},) * len(points), "")
 
 
 def read_landmarks(
@@ -155,7 +175,10 @@ def case_landmarks(case: Mapping[Any, Any], key: str, landmark_space: str = "LPS
     Raises:
         InputError: as :func:`read_landmarks`.
     """
-    space, opened = check_space(landmark_space), opened_file(case, key, str(case[key]))
+    space = check_space(landmark_space)
+    if isinstance(case[key], Tensor):
+        return open_landmarks(case[key], space)
+    opened = opened_file(case, key, str(case[key]))
     return opened if opened is not None and opened.landmark_space == space else open_landmarks(case[key], space)
 
 

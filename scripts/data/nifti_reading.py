@@ -59,7 +59,7 @@ def nifti_file_header(path: str, raw: Any) -> Header:
         direction=direction,
         origin=(*(float(value) for value in (SIGNS * geometry.affine[:3, 3])[:count]), *(0.0,) * more),
         components=components,
-        dtype="" if dtype.names else _scaled_type(dtype, *_scale(path, raw)).name,  # colors have no single type
+        dtype="" if dtype.names else scaled_type(dtype, *_scale(path, raw)).name,  # colors have no single type
         xform_code=geometry.code,
         warnings=geometry.warnings,
     )
@@ -128,7 +128,7 @@ def read_nifti(path: str, raw: Any) -> np.ndarray:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputFileError(f"'{name}' is cut off or damaged ({reason}); copy it again") from error
     slope, intercept = _scale(path, raw)
-    kind = _scaled_type(dtype, slope, intercept)
+    kind = scaled_type(dtype, slope, intercept)
     if (slope, intercept) == (1.0, 0.0):
         return values.astype(kind, copy=False)
     return (values.astype(np.float64) * slope + intercept).astype(kind, copy=False)
@@ -186,7 +186,7 @@ def _scale(path: str, raw: Any) -> tuple[float, float]:
     return slope, intercept
 
 
-def _scaled_type(dtype: np.dtype, slope: float, intercept: float) -> np.dtype:
+def scaled_type(dtype: np.dtype, slope: float, intercept: float) -> np.dtype:
     """Return the type of the values: the file's own unless they are scaled."""
     if dtype.kind == "f" and dtype.itemsize > 8:  # of 128 bits
         return np.dtype(np.float64)

@@ -27,7 +27,7 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
 
 KEPT_META = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
-_EXACT_IN_FLOAT32 = 2**24
+EXACT_IN_FLOAT32 = 2**24
 
 
 def read_header(path: str, series: str | None = None) -> Header:
@@ -84,5 +84,5 @@ class VolumeReader(ITKReader):
         kept["original_dtype"] = header.dtype or array.dtype.name
         kept["xform_code"] = header.xform_code
         kept["warnings"] = list(header.warnings)
-        is_large = self.is_label and array.size > 0 and float(np.abs(array).max()) >= _EXACT_IN_FLOAT32
+        is_large = self.is_label and array.size > 0 and float(np.abs(array).max()) >= EXACT_IN_FLOAT32
         return np.array(array, dtype=self.dtype or (np.float64 if is_large else np.float32)), kept

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from monai.data import MetaTensor
+from torch import Tensor
 
 from scripts.data.case import Case, CaseFiles
+from scripts.data.volumes import FROM_MEMORY
 from scripts.utils.memory import peak_gpu_memory_mib, peak_memory_mib
 from scripts.utils.versions import versions
 
@@ -36,12 +38,12 @@ INPUTS = (
 
 
 def input_paths(data: CaseFiles | Case) -> dict[str, Any]:
-    """Return what the case was made of: paths (of loaded volumes too) and modalities."""
+    """Return what the case was made of: paths (of loaded volumes too), "from memory", and modalities."""
     entries, found = cast(Mapping[str, Any], data), dict[str, Any]()
     for key in INPUTS:
         value = entries.get(key)
-        if isinstance(value, MetaTensor):
-            value = value.meta.get("filename_or_obj")
+        if isinstance(value, Tensor):
+            value = value.meta.get("filename_or_obj", FROM_MEMORY) if isinstance(value, MetaTensor) else FROM_MEMORY
         if isinstance(value, (str, int, os.PathLike)):
             found[key] = value
     return found

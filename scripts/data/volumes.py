@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 
+FROM_MEMORY = "from memory"  # in the place of a path
+
 
 def with_affine(values: torch.Tensor, affine: torch.Tensor, like: MetaTensor) -> MetaTensor:
     """Return values (1, D, H, W) with a new affine and the rest of the meta data of ``like``, which is not changed."""
@@ -28,7 +30,7 @@ def with_affine(values: torch.Tensor, affine: torch.Tensor, like: MetaTensor) ->
 
 def source(volume: Any) -> str:
     """Return the path a loaded volume came from, quoted for messages."""
-    return f"'{volume.meta.get('filename_or_obj', 'from memory')}'"
+    return f"'{volume.meta.get('filename_or_obj', FROM_MEMORY)}'"
 
 
 def shape_text(shape: Sequence[int]) -> str:

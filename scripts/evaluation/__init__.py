@@ -14,6 +14,7 @@ An evaluation run over pairs with labels or landmarks, other registration method
 plots, Learn2Reg's submission. The measures themselves are in ``metrics``. It imports all packages but ``cohort``.
 """
 
+from scripts.evaluation.benchmarks import choose_benchmark
 from scripts.evaluation.comparators import AddMethodTransformsd, MethodInferer, PrepareNativePair, describe_method
 from scripts.evaluation.metrics import AddEvaluationMetricsd
 from scripts.evaluation.run import MeasurePeakMemory, remaining_cases, require_data, write_evaluation
@@ -24,6 +25,7 @@ __all__ = [
     "MeasurePeakMemory",
     "MethodInferer",
     "PrepareNativePair",
+    "choose_benchmark",
     "describe_method",
     "remaining_cases",
     "require_data",

@@ -34,7 +34,8 @@ from scripts.evaluation.comparator_methods import (
     unigradicon,
 )
 from scripts.geometry.grid_transform import GridTransform
-from scripts.inferers.registration_inferer import PreparePair
+from scripts.geometry.image_pair import Registration
+from scripts.inferers.registration_inferer import PreparePair, RegistrationInferer
 from scripts.transforms.postprocessing import AddTransformsd
 from scripts.utils.errors import InputError
 from scripts.utils.tensors import plain
@@ -105,7 +106,7 @@ class MethodInferer(Inferer):
         InputError: as :func:`describe_method`, or the reference package without its weights.
     """
 
-    def __init__(self, method: str, bundle: Inferer, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, method: str, bundle: RegistrationInferer, options: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         describe_method(method)
         self.method, self.bundle = method, bundle
@@ -113,7 +114,14 @@ class MethodInferer(Inferer):
         if method == "unigradicon" and not self.options.weights:
             raise InputError("method unigradicon needs published weights: give --ckpt_path FILE or --model unigradicon")
 
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, native: Mapping[str, Any], **kwargs: Any) -> Any:
+    def check_network(self, network: Any) -> None:
+        """Refuse a network that the bundle's inferer can't work with, where it is the method."""
+        if self.method == BUNDLE:
+            self.bundle.check_network(network)
+
+    def __call__(
+        self, inputs: Tensor, network: Any, *args: Any, native: Mapping[str, Any], **kwargs: Any
+    ) -> Registration:
         """Register a pair; returns the bundle's result, or ``forward_mm``, ``inverse_mm`` and ``terms``.
 
         Where another method fails, its pair stays at the start, and ``terms`` says why.
@@ -125,13 +133,15 @@ class MethodInferer(Inferer):
             return {"terms": {"seconds_registration": [0.0]}}
         options = self.options._replace(modality=native["modality"])
         terms: dict[str, Any] = {}
-        result: dict[str, Any] = {}
+        result: Registration = {}
         try:
             with torch.enable_grad():  # the evaluator switches it off
                 found = COMPARATORS[self.method].register(native["moving"], native["fixed"], options)
             if not all(bool(field.isfinite().all()) for field in found if field is not None):
                 raise ValueError("it returned displacements that are not finite")
-            result = {name: field[None] for name, field in found._asdict().items() if field is not None}
+            result = {"forward_mm": found.forward_mm[None]}
+            if found.inverse_mm is not None:
+                result["inverse_mm"] = found.inverse_mm[None]
         except (RuntimeError, ValueError, ArithmeticError) as error:  # the pair stays as it was, and counts so
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             logger.warning("method %s failed on a pair, which counts as not registered: %s", self.method, reason)

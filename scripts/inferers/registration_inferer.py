@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from scripts.geometry.composition import transform_on_grid
 from scripts.geometry.coordinates import extent, identity_grid_like, resample_grid, sample
-from scripts.geometry.image_pair import ImagePair
+from scripts.geometry.image_pair import ImagePair, Registration
 from scripts.inferers.field_optimization import FieldObjective, Level, optimize_field, refine_levels
 from scripts.inferers.network_optimization import NetworkResult, optimize_network
 from scripts.inferers.start_search import Start, search_start
@@ -183,7 +183,21 @@ class RegistrationInferer(Inferer):
         self.field_objective = FieldObjective(field_similarity, lambda_gradicon, mass_conservation, dice_weight)
         self.loss = GradICONLoss(self.similarity, lambda_gradicon, mass_conservation, dice_weight)
 
-    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def check_network(self, network: Any) -> None:
+        """Refuse a network that the optimization can't work with; a workflow calls this before it reads anything.
+
+        Raises:
+            InputError: there is none and the optimization needs one, or it is an exported one whose weights are needed.
+        """
+        if isinstance(network, IdentityNetwork) and self.optimization != "field":
+            raise InputError(
+                f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
+                " --optimization field"
+            )
+        if isinstance(network, ExportedNetwork):
+            refuse_what_needs_weights(self.optimization, self.amp)
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Registration:
         """Register a pair.
 
         Args:
@@ -198,18 +212,12 @@ class RegistrationInferer(Inferer):
             The grid of the ddfs is that of the last level for ``field``, else the network's; both span the same field
             of view (the end voxel centers coincide).
         """
-        if isinstance(network, IdentityNetwork) and self.optimization != "field":
-            raise InputError(
-                f"optimization '{self.optimization}' needs a network: choose --model or --ckpt_path, or"
-                " --optimization field"
-            )
-        if isinstance(network, ExportedNetwork):
-            refuse_what_needs_weights(self.optimization, self.amp)
+        self.check_network(network)
         # the network has its own switch; coordinates and objectives would suffer from half precision
         with keep_freed_memory(), torch.autocast(inputs.device.type, enabled=False):
             return self._register(network, ImagePair(inputs[:, :1], inputs[:, 1:], **kwargs))
 
-    def _register(self, network: Any, pair: ImagePair) -> dict[str, Any]:
+    def _register(self, network: Any, pair: ImagePair) -> Registration:
         began = time.perf_counter()
         terms: dict[str, Any] = {}
         if self.optimization == "network":
@@ -242,7 +250,10 @@ class RegistrationInferer(Inferer):
         terms |= self._figures(pair, ddfs[0])
         # lists of one: the engine takes batches apart
         batched = {name: [value] for name, value in terms.items()}
-        return {**dict(zip(("forward_ddf", "inverse_ddf"), ddfs, strict=False)), "terms": batched}
+        found: Registration = {"forward_ddf": ddfs[0], "terms": batched}
+        if len(ddfs) > 1:
+            found["inverse_ddf"] = ddfs[1]
+        return found
 
     def _optimize_network(self, network: nn.Module, pair: ImagePair) -> tuple[Tensor, Tensor, dict[str, Any]]:
         pair = _at_network_shape(network, pair)

@@ -35,6 +35,7 @@ from scripts.utils.seeding import check_device
 FORMATS = {".ts": "TorchScript", ".pt2": "torch.export", ".onnx": "ONNX"}
 FACT_NAMES = ("match_orientation", "ct_window", "mr_percentiles")
 FACTS = "registration.json"  # in the file: what an inference has to know of its weights
+OPTIONS = "export_options"  # among the facts: the options of ``export`` that name the weights, as words
 
 
 class Program(NamedTuple):
@@ -144,10 +145,19 @@ def load_exported(
     return network
 
 
-def export_command(path: Path) -> str:
-    """Return the command that makes a file, of the default weights; it works in the folder where the user is."""
+def export_command(path: Path, facts: str = "", device: torch.device | None = None) -> str:
+    """Return the command that makes a file; it works in the folder where the user is.
+
+    Args:
+        path: the file.
+        facts: what it records; where that names no weights, the command is of the default ones, and it says so.
+        device: where the file is to compute; by default the CPU.
+    """
     program = "-m scripts" if Path.cwd() == ROOT else shlex.quote(str(ROOT / "scripts"))
-    return f"python {program} export {shlex.quote(str(path))} [--model NAME]"
+    options = json.loads(facts or "{}").get(OPTIONS, [])
+    words = [str(path), *options, *(["--device", str(device)] if device else [])]
+    command = f"python {program} export {shlex.join(words)}"
+    return command if options else f"{command}, with --model NAME or --ckpt_path FILE if not of the default weights"
 
 
 def _load_torchscript(path: Path, device: torch.device) -> Program:
@@ -165,7 +175,7 @@ def _load_program(path: Path, device: torch.device) -> Program:
     if (made_for.type, made_for.index or 0) != (device.type, device.index or 0):
         raise InputError(
             f"exported: '{path}' computes on {made_for}, device is {device}; export it there with:"
-            f" {export_command(path)} --device {device}"
+            f" {export_command(path, found[FACTS], device)}"
         )
     return Program(program.module(), shape, found[FACTS])
 

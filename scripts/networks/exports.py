@@ -28,7 +28,7 @@ from torch import Tensor
 from scripts.geometry.coordinates import resample_grid
 from scripts.networks.architectures import create_registration_network
 from scripts.networks.checkpoints import load_weights
-from scripts.networks.exported_network import FACTS, FORMATS, load_exported
+from scripts.networks.exported_network import FACTS, FORMATS, OPTIONS, load_exported
 from scripts.networks.registration_network import RegistrationNetwork
 from scripts.networks.weights_preprocessing import recorded_preprocessing
 from scripts.utils.atomic import replacing
@@ -57,7 +57,10 @@ def example_pair(shape: Sequence[int], device: torch.device | str = "cpu", seed:
 
 @torch.no_grad()
 def export_network(
-    network: RegistrationNetwork, out: str | Path, preprocessing: Mapping[str, Any] | None = None
+    network: RegistrationNetwork,
+    out: str | Path,
+    preprocessing: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> Exported:
     """Write a network for pairs of its own ``spatial_shape`` and compare what the file computes with it.
 
@@ -65,8 +68,8 @@ def export_network(
         network: with its weights, in eval mode, on the device where the file is to compute.
         out: .ts, .pt2 or .onnx; appears when it is whole and was compared.
         preprocessing: that the weights are made for, fields of
-            :class:`scripts.networks.weights_preprocessing.Preprocessing`; noted in the file, which an inference
-            follows.
+            :class:`~scripts.networks.weights_preprocessing.Preprocessing`; noted in the file, an inference follows it.
+        options: of the command ``export`` that name the weights; noted in the file, for errors that say how to make it.
 
     Raises:
         InputError: another ending, or packages that are missing.
@@ -77,7 +80,7 @@ def export_network(
     device = next(network.parameters()).device
     image = example_pair(network.spatial_shape, device)
     expected = network(image)
-    facts = json.dumps(dict(preprocessing or {}))
+    facts = json.dumps({**(preprocessing or {}), OPTIONS: list(options)})
     with replacing(out) as temporary:
         _write(network, image, facts, temporary)
         difference = float((load_exported(temporary, device)(image) - expected).abs().max())
@@ -142,7 +145,11 @@ def export(
     _check_ending(Path(out))  # before any heavy work
     network = create_registration_network(model, ckpt_path, bundle_root, network_shape)
     network = load_weights(network, model, ckpt_path, bundle_root, device)
-    done = export_network(network, out, recorded_preprocessing(model, ckpt_path, bundle_root))
+    # the name alone: folders may be named after patients, and exported files are passed on
+    options = ["--ckpt_path", Path(ckpt_path).name] if ckpt_path else ["--model", model]
+    if network_shape:
+        options += ["--network_shape", *map(str, network_shape)]
+    done = export_network(network, out, recorded_preprocessing(model, ckpt_path, bundle_root), options)
     print(
         f"{done.path}: {FORMATS[done.path.suffix]} for pairs of {network.spatial_shape} voxels; its displacements,"
         f" up to {done.size:.1f} voxels, differ from the network's by {done.difference:.1e} voxels at most"

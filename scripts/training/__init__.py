@@ -17,11 +17,11 @@ Data sets of pairs, augmentation, schedules, checkpoints of a run, handlers, val
 
 from scripts.training.augmentation import RandPairAffineNoised, RandPairAxesd
 from scripts.training.checks import check_training, choose_training_preprocessing
+from scripts.training.distributed_samplers import EpochSampler, SharedSampler
 from scripts.training.lists import load_records
 from scripts.training.metrics_table import MetricsTable
 from scripts.training.pair_dataset import PairDataset
 from scripts.training.pair_network import PairNetwork
-from scripts.training.pair_sampler import EpochSampler, SharedSampler
 from scripts.training.prepare_batch import PairInferer, PrepareTrainingPair, terms_of, total_loss
 from scripts.training.preprocessing import AddLandmarksd, PackImaged
 from scripts.training.run_checkpoints import Resume, SaveBest, SaveLast, is_new_run

@@ -18,6 +18,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform
 
 from scripts.data.image_file import Volume, open_image
@@ -37,7 +38,8 @@ class LoadVolumesd(MapTransform):
     logged, too.
     The optional case entries ``frame``, ``fixed_frame`` and ``moving_frame`` select one volume of 4-D files,
     ``fixed_series`` and ``moving_series`` one DICOM series of a folder. Headers that were read when the case was
-    checked (:mod:`scripts.data.opened_files`) are not read again, and a 4-D file of two frames is read once.
+    checked (:mod:`scripts.data.opened_files`) are not read again, and a 4-D file of two frames is read once. Volumes
+    in memory (:mod:`scripts.data.memory_images`) pass.
 
     Args:
         keys: case entries that are paths; entries that a case lacks are skipped.
@@ -50,7 +52,14 @@ class LoadVolumesd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the paths by volumes."""
         result = dict(data)
-        files = {key: (str(result[key]), result.get(f"{key}_series")) for key in self.key_iterator(result)}
+        volumes_in_memory = [key for key in self.key_iterator(result) if isinstance(result[key], MetaTensor)]
+        for key in volumes_in_memory:
+            _say(key, result[key])
+        files = {
+            key: (str(result[key]), result.get(f"{key}_series"))
+            for key in self.key_iterator(result)
+            if key not in volumes_in_memory
+        }
         uses = Counter(files.values())
         volumes: dict[tuple[str, Any], Volume] = {}
         for key, (path, series) in files.items():
@@ -65,9 +74,13 @@ class LoadVolumesd(MapTransform):
                 )
             except InputError as error:
                 raise type(error)(f"{key}: {error}") from error
-            for line in result[key].meta["warnings"]:
-                logger.warning("%s: %s", key, line)
+            _say(key, result[key])
             uses[path, series] -= 1
             if not uses[path, series]:
                 del volumes[path, series]
         return result
+
+
+def _say(key: Hashable, volume: MetaTensor) -> None:
+    for line in volume.meta["warnings"]:
+        logger.warning("%s: %s", key, line)

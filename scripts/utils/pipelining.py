@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
 from monai.transforms import Transform
 from torch.utils.data import Dataset
@@ -96,14 +97,18 @@ class InBackground(Transform):
 
 
 def run_cases(
-    evaluator: Any, postprocessing: InBackground, output_dir: str | os.PathLike[str], cases: int = 1, rank: int = 0
+    evaluator: Any,
+    postprocessing: InBackground,
+    output_dir: str | os.PathLike[str] | Literal[False],
+    cases: int = 1,
+    rank: int = 0,
 ) -> None:
     """Run an evaluator to the last file; when a case fails, the one before is still finished.
 
     Args:
         evaluator: MONAI engine over the cases.
         postprocessing: its postprocessing.
-        output_dir: where results go; other runs are kept out of it.
+        output_dir: where results go; other runs are kept out of it. False: none are written.
         cases: how many there are; 0 does nothing, which MONAI's engines refuse.
         rank: of this process among those that share the cases.
 
@@ -111,7 +116,7 @@ def run_cases(
         InputError: another run works in ``output_dir``.
     """
     quiet_engine(evaluator)
-    with alone_in(output_dir, rank):
+    with nullcontext() if output_dir is False else alone_in(output_dir, rank):
         try:
             if cases:
                 evaluator.run()

@@ -149,10 +149,10 @@ def test_pairs_that_fail_become_rows_and_the_others_go_on(tmp_path: Path, monkey
 
 def test_a_registration_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scripts.inferers import registration_inferer as inferers
-    from scripts.transforms import outputs
+    from scripts.transforms.outputs.transforms import SaveDisplacement
 
     path, _ = write_list(tmp_path / "data", 4)
-    work, write = inferers.RegistrationInferer._register, outputs.SaveDisplacementd.write
+    work, write = inferers.RegistrationInferer._register, SaveDisplacement.write
     calls: list[int] = []
 
     def fail(*args: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_registration_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytes
         return write(self, data, folder)
 
     monkeypatch.setattr(inferers.RegistrationInferer, "_register", fail)
-    monkeypatch.setattr(outputs.SaveDisplacementd, "write", fail_to_write)
+    monkeypatch.setattr(SaveDisplacement, "write", fail_to_write)
     found = run(tmp_path / "out", datalist=str(path))
     assert [row["status"] for row in found] == ["done", "failed", "failed", "done"]
     assert "out of memory" in found[1]["error"]

@@ -22,7 +22,9 @@ from typing import Any
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
+from scripts.evaluation.benchmarks import choose_benchmark
 from scripts.evaluation.run import is_done, remaining_cases, require_data
 from scripts.utils.errors import InputError
 from scripts.utils.versions import versions
@@ -144,18 +146,41 @@ PAPER = {  # mTRE mm or Dice %: start, zero-shot, with instance optimization, Sy
 
 @pytest.mark.parametrize("name", list(PAPER))
 def test_each_data_set_of_the_paper_has_its_figures_and_says_how_to_get_it(name: str, tmp_path: Path) -> None:
-    content = yaml.safe_load((ROOT / "configs" / "datasets" / f"{name}.yaml").read_text())
+    benchmarks = yaml.safe_load((ROOT / "configs" / "datasets.yaml").read_text())["benchmarks"]
+    content = choose_benchmark(benchmarks, name)
     paper = content["paper"]
     assert (paper["metric"], paper["before"], paper["zero_shot"], paper["with_io"], paper["syn"]) == PAPER[name]
     assert "https://" in content["how_to_get"]
     with pytest.raises(InputError, match="https://"):
         require_data(str(tmp_path / "none.json"), content["how_to_get"])
-    assert sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")) == sorted(PAPER)
+    assert sorted(benchmarks) == sorted(PAPER)
+    with pytest.raises(InputError, match=r"expected one of .*got 'l2r_oasi'.*'l2r_oasis'"):
+        choose_benchmark(benchmarks, "l2r_oasi")
+
+
+def test_the_chosen_data_set_sets_the_options_of_an_evaluation() -> None:
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / name) for name in ("inference.yaml", "evaluate.yaml", "datasets.yaml")])
+    names = ("datalist", "fixed_modality", "moving_modality", "similarity", "output_dir", "dataset_name")
+    found = {}
+    for name in PAPER:
+        parser["benchmark"] = name
+        parser.parse(reset=True)
+        found[name] = [parser.get_parsed_content(option) for option in names]
+    assert found["l2r_ctmr"] == [
+        "./data/AbdomenMRCT/AbdomenMRCT_dataset.json",
+        *("ct", "mr", "lncc2", "./output/evaluation/l2r_ctmr", "L2R-CTMR"),
+    ]
+    assert found["ixi"] == ["./data/ixi.json", "mr", "mr", "lncc", "./output/evaluation/ixi", "IXI"]
+    assert {tuple(values[1:4]) for values in found.values()} == {
+        *(("ct", "ct", "lncc"), ("mr", "mr", "lncc"), ("ct", "mr", "lncc2"))
+    }
 
 
 def test_a_data_set_runs_with_its_own_list_and_prints_the_papers_figures(tmp_path: Path) -> None:
     path = str(write_list(tmp_path, 1))
-    evaluate(tmp_path / "out", ("datasets/copdgene.yaml",), datalist=path, fixed_modality="mr", moving_modality="mr")
+    options = {"benchmark": "copdgene", "datalist": path, "fixed_modality": "mr", "moving_modality": "mr"}
+    evaluate(tmp_path / "out", ("datasets.yaml",), **options)
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| uniGradICON, instance optimization (paper) |" in table
     assert "| 1.4 |" in table
@@ -163,10 +188,10 @@ def test_a_data_set_runs_with_its_own_list_and_prints_the_papers_figures(tmp_pat
 
 
 def test_without_its_data_a_data_set_stops_in_one_line(tmp_path: Path) -> None:
-    configs = [str(ROOT / "configs" / name) for name in ("inference.yaml", "evaluate.yaml", "datasets/l2r_nlst.yaml")]
+    configs = [str(ROOT / "configs" / name) for name in ("inference.yaml", "evaluate.yaml", "datasets.yaml")]
     command = [sys.executable, "-m", "monai.bundle", "run", "evaluate", "--config_file", str(configs)]
     command += ["--bundle_root", str(ROOT), "--output_dir", str(tmp_path / "out"), "--model", "none"]
-    command += ["--datalist", str(tmp_path / "NLST_dataset.json")]
+    command += ["--datalist", str(tmp_path / "NLST_dataset.json"), "--benchmark", "l2r_nlst"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].startswith("error: datalist:")

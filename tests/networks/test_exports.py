@@ -218,8 +218,21 @@ def test_the_file_of_the_bundle_is_meant_wherever_a_command_runs(
 
 def test_a_program_is_refused_on_another_device(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scripts.networks.exported_network.check_device", torch.device)
-    with pytest.raises(InputError, match=r"computes on cpu, device is meta; export it there with: .* --device meta"):
+    with pytest.raises(InputError, match=r"export it there with: .* --model default --device meta$"):
         load_exported(files[".pt2"], "meta")
+
+
+def test_the_command_that_makes_a_file_again_names_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(random_network([40, 40, 40]).state_dict(), tmp_path / "own.pt")
+    out, own = tmp_path / "own.pt2", ["--ckpt_path", str(tmp_path / "own.pt"), "--network_shape", "40", "40", "40"]
+    assert main(["export", str(out), *own]) == 0
+    monkeypatch.setattr("scripts.networks.exported_network.check_device", torch.device)
+    with pytest.raises(InputError) as caught:
+        load_exported(out, "meta")
+    assert str(caught.value).endswith(f" export {out} --ckpt_path own.pt --network_shape 40 40 40 --device meta")
+    out.write_bytes(b"broken")  # of what weights it was can't be known
+    with pytest.raises(InputFileError, match=r"make it again with: .*own\.pt2, with --model NAME or --ckpt_path FILE"):
+        load_exported(out)
 
 
 def test_onnx_on_a_gpu_is_refused_where_onnxruntime_has_none(

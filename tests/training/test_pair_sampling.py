@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.data import Dataset
 
-from scripts.training.pair_sampler import EpochSampler
 from scripts.training.pair_sampling import VALIDATION_SEED, PairSet, build_sets
 from scripts.utils.errors import InputError
 
@@ -123,42 +121,6 @@ def test_what_gives_no_pairs_is_refused() -> None:
         build_sets([image("a")], 10)
     with pytest.raises(InputError, match="mixes"):
         build_sets([image("a"), image("b"), {"set": "images", "fixed": image("c"), "moving": image("d")}], 10)
-
-
-class Numbers(Dataset):
-    def __len__(self) -> int:
-        return 10
-
-
-def test_the_sampler_visits_all_pairs_in_an_order_of_the_epoch() -> None:
-    sampler = EpochSampler(Numbers(), seed=3)
-    sampler.set_epoch(1)
-    first = list(sampler)
-    assert sorted(first) == list(range(10, 20))
-    assert first == list(sampler)
-    sampler.set_epoch(2)
-    second = list(sampler)
-    assert sorted(second) == list(range(20, 30))
-    assert [n - 10 for n in second] != first
-
-
-def test_a_resumed_epoch_goes_on_where_it_was_and_only_once() -> None:
-    sampler = EpochSampler(Numbers(), seed=3)
-    sampler.set_epoch(4)
-    whole = list(sampler)
-    sampler.skip_once(6)
-    assert list(sampler) == whole[6:]
-    assert list(sampler) == whole
-
-
-def test_processes_share_the_order_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = EpochSampler(Numbers(), seed=3)
-    parts = []
-    for rank in range(2):
-        monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
-        monkeypatch.setattr("ignite.distributed.get_rank", lambda rank=rank: rank)
-        parts.append(list(EpochSampler(Numbers(), seed=3)))
-    assert [n for step in zip(*parts, strict=True) for n in step] == list(whole)
 
 
 @pytest.mark.parametrize("pairing", ["inter_subject", "intra_subject"])

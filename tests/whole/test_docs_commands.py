@@ -206,8 +206,8 @@ ELSEWHERE = {
     " ['configs/inference.yaml','configs/evaluate.yaml','configs/multi_gpu_evaluate.yaml'] --datalist pairs.csv": (
         "tests/evaluation/test_run.py::test_two_processes_share_the_pairs_and_write_one_table"
     ),
-    f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml','configs/datasets/l2r_oasis.yaml']"
-    " --model unigradicon --optimization network": "tests/evaluation/test_run.py"
+    f"{EVALUATE} ['configs/inference.yaml','configs/evaluate.yaml','configs/datasets.yaml']"
+    " --benchmark l2r_oasis --model unigradicon --optimization network": "tests/evaluation/test_run.py"
     "::test_a_data_set_runs_with_its_own_list_and_prints_the_papers_figures",
     "python -m tools.benchmarks.methods --data DIR": HOURS,
     "python3.11 -m venv .venv-monailabel && source .venv-monailabel/bin/activate": INSTALLS,

@@ -94,7 +94,7 @@ def config_sets(bundle: Path) -> list[tuple[str, list[str], dict[str, Any]]]:
             options = {"network_shape": [65, 65, 65], "train_datalist": None, "val_datalist": None}  # no data at hand
         else:
             kind, below = "infer", [] if name == "inference.yaml" else ["inference.yaml"]
-            if name.startswith("datasets/"):
+            if name == "datasets.yaml":
                 below.append("evaluate.yaml")
                 options["datalist"] = None  # the data are not at hand
             if name == "inference_exported.yaml":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scripts.data.case import Case, CaseFiles
 from scripts.data.dicom_writing import case_series, derived_series, frame_of_reference, moving_series, write_series
+from scripts.data.volumes import FROM_MEMORY
 from scripts.transforms.outputs.base import Output
 from scripts.transforms.postprocessing import warp_onto_fixed
 from scripts.utils.tensors import plain
@@ -30,7 +31,7 @@ class SaveDicom(Output):
 
     def check(self, case: CaseFiles) -> None:
         """Refuse a moving image that is not a DICOM series of single slices."""
-        moving_series(case, str(case["moving"]))
+        moving_series(case, case["moving"] if isinstance(case["moving"], str) else FROM_MEMORY)
 
     def write(self, data: Case, folder: Path) -> Iterable[str]:
         """Warp and write; the folder appears whole or not at all.
@@ -38,7 +39,9 @@ class SaveDicom(Output):
         Raises:
             InputError: the moving image is not a DICOM series, or the folder can't be written.
         """
-        moving, fixed = (str(volume.meta.get("filename_or_obj", "")) for volume in (data["moving"], data["fixed"]))
+        moving, fixed = (
+            str(volume.meta.get("filename_or_obj", FROM_MEMORY)) for volume in (data["moving"], data["fixed"])
+        )
         series = moving_series(data, moving)
         warped = warp_onto_fixed(data, "moving", data["transforms"].displacement_mm, "float32")
         frame = frame_of_reference(case_series(data, "fixed", fixed)) if Path(fixed).is_dir() else None

@@ -20,6 +20,7 @@ import numpy as np
 
 from scripts.data.case import Case
 from scripts.data.learn2reg_fields import PATTERN, field_name, voxel_displacement
+from scripts.data.volumes import FROM_MEMORY
 from scripts.transforms.outputs.base import Output
 from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError
@@ -39,7 +40,7 @@ class SaveLearn2RegField(Output):
             InputError: the images are not named as Learn2Reg's, or differ in their grid size.
         """
         fixed, moving = data["fixed"], data["moving"]
-        name = field_name(*(str(image.meta.get("filename_or_obj")) for image in (fixed, moving)))
+        name = field_name(*(str(image.meta.get("filename_or_obj", FROM_MEMORY)) for image in (fixed, moving)))
         if fixed.shape != moving.shape:
             raise InputError(
                 f"save::learn2reg: Learn2Reg's images have one grid size; fixed has {tuple(fixed.shape[1:])} voxels,"

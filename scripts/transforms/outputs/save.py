@@ -27,7 +27,7 @@ from scripts.data.report import REPORT_NAME, build_report
 from scripts.transforms.outputs.base import KINDS, Output
 from scripts.transforms.outputs.files import is_result, remove_results
 from scripts.utils.errors import InputError
-from scripts.utils.strict_json import write_report
+from scripts.utils.strict_json import strict, write_report
 from scripts.utils.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class SaveOutputsd(Transform):
         if folder is not None:
             remove_results(folder)
             data = {**data, "written": write_outputs(self.outputs, data, folder, self.workers)}
-        report = build_report(data, self.settings, self.weights, self.seed)
+        report = strict(build_report(data, self.settings, self.weights, self.seed))
         if folder is not None:
             write_report(report, folder / REPORT_NAME)
         return {**data, "report": report}
@@ -107,13 +107,16 @@ def check_outputs(cases: Sequence[CaseFiles], save: Mapping[str, bool]) -> None:
 
 def check_outputs_of_case(case: CaseFiles, outputs: Sequence[Output]) -> None:
     """Check one case; see :func:`check_outputs`."""
+    if "case_dir" not in case:
+        return  # nothing is written
     for output in outputs:
         output.check(case)
-    folder = Path(case["case_dir"]).resolve() if "case_dir" in case else None
+    folder = Path(case["case_dir"]).resolve()
     for key in PATHS:
-        path = Path(case[key]).resolve() if key in case else None
+        file = case.get(key)
+        path = Path(file).resolve() if isinstance(file, str) else None
         if path is not None and path.parent == folder and is_result(path.name):
-            raise InputError(f"{key} '{case[key]}' would be overwritten by the result; give another output_dir")
+            raise InputError(f"{key} '{file}' would be overwritten by the result; give another output_dir")
 
 
 def write_outputs(outputs: Sequence[Output], data: Case, folder: Path, workers: int = 2) -> tuple[str, ...]:
