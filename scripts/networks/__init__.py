@@ -8,10 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The networks and their weights.
+"""Networks and their weights: UNet, registration network, VoxelMorph; finding, checking, loading, exporting.
 
-UNet, registration network, VoxelMorph; weights found, checked, loaded, fetched; exports. The objective is in
-``losses``, the use of a network for a pair in ``inferers``. It imports ``geometry`` and ``utils``.
+Keys of published checkpoints are translated in ``checkpoint_files``; ``weights_preprocessing`` knows which HU window
+and percentiles weights were made for. The objective is in ``losses``, the use of a network for a pair in
+``inferers``. It imports ``geometry`` and ``utils``.
 """
 
 from importlib import import_module

@@ -8,10 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What everything stands on.
+"""What everything stands on: one-line errors, files written whole or not at all, locks, paths, memory, seeds.
 
-Errors of one line, files that appear whole or not at all, locks, memory, seeds, paths and reports as JSON. Nothing
-here knows of images. It imports no other package of ``scripts``.
+In ``errors``, ``atomic``, ``output_lock``, ``paths``; ``pipelining`` reads ahead and writes behind. Nothing here
+knows of images. It imports no other package of ``scripts``.
 """
 
 from importlib import import_module
