@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigParser, ConfigWorkflow, update_kwargs
 from monai.utils import ensure_tuple
 
-from scripts.declared_options import CONFIGS
+from scripts.declared_options import CONFIGS, declared_options
 from scripts.utils.errors import InputError
 
 # arguments of MONAI's `run` and `run_workflow` themselves, not options of ours
@@ -55,13 +55,15 @@ class Callers(NamedTuple):
         return {} if self.parser is None else self.parser.get()
 
     def files(self) -> list[str]:
-        """Return the config files in use, or all that may be, where the workflow does not know them."""
+        """Return the config files in use; where the workflow does not know them, those whose options are all there."""
         known = getattr(self.workflow, "config_files", None)
         if self.arguments is not None:
             known = _files_of_command(self.arguments)
         if known is not None:
             return [str(name) for name in known]
-        return _config_files({CONFIGS, CONFIGS if self.workflow is None else self.workflow.config_root_path})
+        found = _config_files({CONFIGS, CONFIGS if self.workflow is None else self.workflow.config_root_path})
+        ids = set(self.config)
+        return [name for name in found if {o.partition("::")[0] for o in declared_options([name])} <= ids]
 
     def options(self) -> dict[str, Any] | None:
         """Return the options that were given, with their values; None where they can't be told from the config."""

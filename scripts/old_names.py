@@ -58,7 +58,9 @@ def old_names(ids: Iterable[str]) -> dict[str, str]:
     return {old: new for old, new in NEW_NAMES.items() if new.partition("::")[0] in roots}
 
 
-def rename(parser: ConfigParser, defaults: Mapping[str, Sequence[Any]], given: Collection[str]) -> None:
+def rename(
+    parser: ConfigParser, defaults: Mapping[str, Sequence[Any]], given: Collection[str], used: Collection[str]
+) -> None:
     """Move the values that were given by old names to the new ones, in the config, with one warning.
 
     What a config file of a user's own refers to by an old name (``@steps``) refers to the new one.
@@ -67,6 +69,7 @@ def rename(parser: ConfigParser, defaults: Mapping[str, Sequence[Any]], given: C
         parser: of a workflow of which nothing that matters has been built.
         defaults: options of the bundle's config files in use, with the values they have there.
         given: names that the command or the caller gave.
+        used: ids that strings of the config refer to.
 
     Raises:
         InputError: an option was given by both names.
@@ -80,6 +83,10 @@ def rename(parser: ConfigParser, defaults: Mapping[str, Sequence[Any]], given: C
     for old, new in found.items():
         parser[new] = config[old]
         config[old] = f"@{new}"
+    for old, new in old_names(config).items():
+        if old in used and old not in config:
+            parser[old] = f"@{new}"
+            found[old] = new
     if found and os.environ.get("RANK", "0") == "0":
         words = ", ".join(f"{old} is now {new}" for old, new in found.items())
         logger.warning("options have new names, the old ones work for one version: %s (UPGRADING.md)", words)

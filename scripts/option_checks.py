@@ -107,7 +107,7 @@ def check_types(config: ConfigParser, defaults: Mapping[str, Sequence[Any]]) -> 
             ((int, float), is_number, "a number"),
             (list, isinstance(value, (list, tuple)), "a list"),
             (dict, isinstance(value, Mapping), "a mapping"),
-            (bool, isinstance(value, (bool, int, float)) and value in (0, 1), "True or False"),
+            (bool, isinstance(value, int) and value in (0, 1), "True or False"),
         ):
             if _all(known, kind) and not is_right:
                 raise InputError(f"{option}: expected {words}, such as {known[-1]}, got {value!r}")

@@ -52,7 +52,7 @@ def check_options(config_files: Iterable[str] | str | None = None, also: Iterabl
 
     Args:
         config_files: files that declare the options; by default those of the command, or, in a workflow of MONAI's
-            class built in Python, all of the bundle's ``configs`` folder.
+            class built in Python, those of the bundle's ``configs`` folder whose options it has.
         also: further names to accept.
 
     Raises:
@@ -70,11 +70,12 @@ def check_options(config_files: Iterable[str] | str | None = None, also: Iterabl
     if arguments is not None and arguments.get("tracking") is not None:
         known |= TRACKING_IDS
     names = list(config) if given is None else list(given)
-    raise_unknown(names, known | set(_referenced(config)) | set(old_names(config)), suggestions=known - MONAI_IDS)
+    used = set(_referenced(config))
+    raise_unknown(names, known | used | set(old_names(config)), suggestions=known - MONAI_IDS)
     raise_unknown_members(names, defaults)
     if parser is not None:
         complete_groups(parser, defaults)
-        rename(parser, defaults, given or ())
+        rename(parser, defaults, given or (), used)
         check_types(parser, {**{name: [o.default] for name, o in declared_options(files).items()}, **defaults})
     check_tracking(config)
 

@@ -167,7 +167,9 @@ def test_a_value_cut_at_a_hash_is_refused(config: str) -> None:
 
 
 def test_an_option_of_another_config_file_is_told_from_a_typo() -> None:
-    with pytest.raises(InputError, match=r"unknown option --exported, of configs/inference_onnx\.yaml, which is not"):
+    with pytest.raises(
+        InputError, match=r"unknown option --exported, of configs/inference_exported\.yaml, which is not"
+    ):
         raise_unknown(["exported"], {"fixed"}, {"fixed"})
     with pytest.raises(
         InputError, match=r"unknown option --dash\.nii\.gz \(if -dash\.nii\.gz is a file, write \./-dash"

@@ -27,7 +27,6 @@ CHOICES = {  # options of uv
     "tested": ("--constraints", "requirements.lock"),
     "newest": ("--resolution", "highest"),
 }
-TEST_TOOLS = ("hypothesis", "jsonschema", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist")
 
 nox.options.default_venv_backend = "uv"
 nox.options.download_python = "never"  # a Python that is not here is skipped
@@ -41,7 +40,7 @@ def tests(session: nox.Session, versions: str) -> None:
     """Install one choice of versions and run the tests that are given, or all."""
     session.chdir(ROOT)  # nox starts in the folder of this file
     session.install("--requirements", "pyproject.toml", *CHOICES[versions])
-    session.install(*TEST_TOOLS)
+    session.install("--group", "checks")
     session.run(
         *("pytest", "-q", "-p", "no:cacheprovider", "-k", "not is_what_is_locked"),  # which other versions are not
         *(session.posargs or ["tests"]),

@@ -10,7 +10,8 @@
 # limitations under the License.
 """Applying transforms that were written to other images, labels, points and series: what ``configs/apply.yaml`` runs.
 
-Reading and composing transforms is in ``data``. It imports ``transforms`` and what lies below, no network.
+Reading, composing and inverting transforms is in ``data.transform_files``. It imports ``transforms`` and what lies
+below, no network.
 """
 
 from scripts.apply.run import apply_transforms, load_inputs

@@ -8,11 +8,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Reading and writing.
+"""Reading and writing files, and what a case and a list of cases are.
 
-Volumes, DICOM series, landmarks, transform files of ITK and fields of other tools; cases and lists of pairs; public
-data sets; synthetic pairs; the report of a case. What is done with images once they are loaded is in ``transforms``.
-It imports ``geometry`` and ``utils``.
+Volumes (``reading``; what a NIfTI header means: ``nifti_geometry``), DICOM series (``dicom_*``), images in memory,
+landmarks, transforms as ITK's files (``itk_transforms`` writes them, ``transform_files`` reads and composes them),
+fields of other tools (``foreign_*``, ``field_*``), cases and lists (``case``, ``cases``), public data sets, synthetic
+pairs, the report. What is done with images once they are loaded is in ``transforms``. It imports ``geometry`` and
+``utils``.
 """
 
 from scripts.data.cases import load_cases, require_cases

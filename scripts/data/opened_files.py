@@ -12,7 +12,7 @@
 
 A list of thousands of cases is checked long before its last case is read, so what is kept has to be small, and MONAI's
 collation and decollation of batches pass on nothing but tensors, numbers and texts. Both hold for pickled bytes: a
-series of 300 slices takes about 10 kB, where its objects take 250.
+series of 300 slices takes about 5 kB, where its objects take 240.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ class Kept(bytes):
     def restore(self) -> Any:
         """Return the opened file."""
         return pickle.loads(zlib.decompress(self))
+
+    def __repr__(self) -> str:
+        """Return what a person needs of it in a listing of a case."""
+        return f"<opened file, {len(self)} bytes>"
 
 
 def opened_file(case: Mapping[Any, Any], key: str, path: str) -> Any:

@@ -8,10 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Comparing.
+"""Comparing methods over pairs with labels or landmarks: a run, other methods in the inferer's place, tables, plots.
 
-An evaluation run over pairs with labels or landmarks, other registration methods in the inferer's place, tables,
-plots, Learn2Reg's submission. The measures themselves are in ``metrics``. It imports all packages but ``cohort``.
+Also the paper's data sets (``benchmarks``) and Learn2Reg's submission. The measures themselves are in ``metrics``. It
+imports all packages but ``cohort``.
 """
 
 from scripts.evaluation.benchmarks import choose_benchmark

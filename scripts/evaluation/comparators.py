@@ -43,7 +43,7 @@ from scripts.utils.tensors import plain
 logger = logging.getLogger(__name__)
 
 BUNDLE, IDENTITY = "bundle", "identity"
-INSTALL = "pip install --require-hashes --no-deps -r requirements-dev.lock"
+INSTALL = "pip install --no-deps --require-hashes -r requirements-dev.lock"
 
 
 class Comparator(NamedTuple):

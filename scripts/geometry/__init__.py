@@ -8,9 +8,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Points, grids and transforms: sampling, composition, the Jacobian, transforms of the world in memory, warping.
+"""Points, grids and transforms in memory: sampling, composition, the Jacobian, transforms of the world, warping.
 
-Torch and numpy alone; files of transforms are read and written in ``data``. Two laws: only ``world_axes`` turns LPS
-and RAS into each other, only ``coordinates`` decides between which points of a grid values are interpolated. It
-imports ``utils``.
+Two laws: only ``world_axes`` turns LPS and RAS into each other, and only ``coordinates`` decides between which points
+of a grid values are interpolated (``align_corners``). Files of transforms are read and written in ``data``. It
+imports ``utils``, computes with torch and numpy, and reads no files.
 """

@@ -8,10 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Registration of one pair in memory.
+"""Registration of one pair in memory: the network, the search for a start, instance optimization.
 
-The network, the search for a start, optimization of fields or of the network's weights. Files and cases are not known
-here. It imports ``networks``, ``losses``, ``geometry`` and ``utils``.
+``registration_inferer`` leads; optimization is of two displacement fields (``field_optimization``) or of all weights
+(``network_optimization``). Files and cases are not known here. It imports ``networks``, ``losses``, ``geometry`` and
+``utils``.
 """
 
 from scripts.inferers.registration_inferer import PreparePair, RegistrationInferer

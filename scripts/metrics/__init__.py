@@ -8,8 +8,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How good a result is.
+"""How good a result is: Dice, distances of surfaces and landmarks, folding, inconsistency, the verdict.
 
-Dice, distances of surfaces and of landmarks, folding, inconsistency, the verdict without labels. Tables over many
-pairs are in ``evaluation``. It imports ``geometry``, ``data``, ``losses`` and ``utils``.
+The verdict without labels and its limits are in ``quality``. Tables over many pairs are in ``evaluation``, measures
+during training in ``training.validation_metrics``. It imports ``geometry``, ``data``, ``losses`` and ``utils``.
 """

@@ -8,19 +8,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The networks and their weights.
+"""Networks and their weights: UNet, registration network, VoxelMorph; finding, checking, loading, exporting.
 
-UNet, registration network, VoxelMorph; weights found, checked, loaded, fetched; exports. The objective is in
-``losses``, the use of a network for a pair in ``inferers``. It imports ``geometry`` and ``utils``.
+Keys of published checkpoints are translated in ``checkpoint_files``; ``weights_preprocessing`` knows which HU window
+and percentiles weights were made for. The objective is in ``losses``, the use of a network for a pair in
+``inferers``. It imports ``geometry`` and ``utils``.
 """
 
-from scripts.networks.activation_checkpointing import choose_recomputing
-from scripts.networks.architectures import create_network, create_registration_network
-from scripts.networks.checkpoints import describe_weights, find_weights, load_weights, start_weights
-from scripts.networks.exported_network import load_exported
-from scripts.networks.tensorrt import compile_unets
-from scripts.networks.voxelmorph import VoxelMorphNetwork
-from scripts.networks.weights_preprocessing import choose_preprocessing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scripts.networks.activation_checkpointing import choose_recomputing
+    from scripts.networks.architectures import create_network, create_registration_network
+    from scripts.networks.checkpoints import describe_weights, find_weights, load_weights, start_weights
+    from scripts.networks.exported_network import load_exported
+    from scripts.networks.tensorrt import compile_unets
+    from scripts.networks.voxelmorph import VoxelMorphNetwork
+    from scripts.networks.weights_preprocessing import choose_preprocessing
 
 __all__ = [
     "VoxelMorphNetwork",
@@ -35,3 +40,24 @@ __all__ = [
     "load_weights",
     "start_weights",
 ]
+
+_MODULES = {
+    "VoxelMorphNetwork": "voxelmorph",
+    "choose_preprocessing": "weights_preprocessing",
+    "choose_recomputing": "activation_checkpointing",
+    "compile_unets": "tensorrt",
+    "create_network": "architectures",
+    "create_registration_network": "architectures",
+    "describe_weights": "checkpoints",
+    "find_weights": "checkpoints",
+    "load_exported": "exported_network",
+    "load_weights": "checkpoints",
+    "start_weights": "checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is exported when it is asked for: the command's help is there before PyTorch is."""
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -8,11 +8,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training and fine-tuning by MONAI's engines.
+"""Training and fine-tuning by MONAI's engines: pairs, augmentation, schedules, checkpoints, handlers.
 
-Data sets of pairs, augmentation, schedules, checkpoints of a run, handlers, validation. The objective is in
-``losses``; there is no training loop here, as MONAI's ``SupervisedTrainer`` is it. It imports all packages but
-``apply``, ``evaluation`` and ``cohort``.
+Which images are registered in an epoch is in ``pair_sampling``, how a step is computed in ``prepare_batch`` and
+``pair_network``, validation in ``validation_metrics``. The objective is in ``losses``; there is no training loop
+here, as MONAI's ``SupervisedTrainer`` is it. It imports all packages but ``apply``, ``evaluation`` and ``cohort``.
 """
 
 from scripts.training.augmentation import RandPairAffineNoised, RandPairAxesd

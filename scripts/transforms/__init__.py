@@ -8,12 +8,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""MONAI's dictionary transforms of a case. Before the network.
+"""What is done to a case: MONAI's dictionary transforms, in the order of ``configs/inference.yaml``.
 
-Load, check, intensities, masks, orientation, crop, pre-alignment; after it: transforms of the world, warped images,
-metrics, verdict, and the outputs, one class a kind of file. The computing is in ``geometry``, ``data`` and
-``metrics``; here is what is done to a case, in which order ``configs/inference.yaml`` says. It imports everything
-above it but ``networks`` and ``inferers``.
+Before the network: load, check, intensities (HU window of CT, percentiles of MR), masks, labels, orientation, crop,
+pre-alignment. After it: transforms of the world, warped label and metrics (``postprocessing``), verdict, and
+``outputs``, one class a kind of file. How files are read and points computed is in ``data`` and ``geometry``. It
+imports all packages below it but ``networks`` and ``inferers``.
 """
 
 from scripts.transforms.add_quality import AddQualityd

@@ -8,13 +8,31 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What everything stands on.
+"""What everything stands on: one-line errors, files written whole or not at all, locks, paths, memory, seeds.
 
-Errors of one line, files that appear whole or not at all, locks, memory, seeds, paths and reports as JSON. Nothing
-here knows of images. It imports no other package of ``scripts``.
+In ``errors``, ``atomic``, ``output_lock``, ``paths``; ``pipelining`` reads ahead and writes behind. Nothing here
+knows of images. It imports no other package of ``scripts``.
 """
 
-from scripts.utils.pipelining import InBackground, ReadAhead, run_cases
-from scripts.utils.seeding import set_seed
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scripts.utils.pipelining import InBackground, ReadAhead, run_cases
+    from scripts.utils.seeding import set_seed
 
 __all__ = ["InBackground", "ReadAhead", "run_cases", "set_seed"]
+
+_MODULES = {
+    "InBackground": "pipelining",
+    "ReadAhead": "pipelining",
+    "run_cases": "pipelining",
+    "set_seed": "seeding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is exported when it is asked for: the command's help is there before PyTorch is."""
+    if name not in _MODULES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -101,7 +101,7 @@ def existing_path(option: str, value: Any, base: Path) -> str:
         if path.is_dir():
             os.listdir(path)
         else:
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 file.read(1)
     except OSError as error:
         raise InputFileError(f"{option}: '{path}' can't be read ({error.strerror}); check its permissions") from error

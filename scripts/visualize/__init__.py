@@ -8,11 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What people look at.
+"""What people look at: ``overview.png``, the web page of a pair with its templates, the printed figures.
 
-The overview picture, the web page of a pair with its templates, the figures printed at the end. The plots of an
-evaluation are in ``evaluation``, the page of a cohort in ``cohort``. It imports ``metrics``, ``data``, ``geometry``
-and ``utils``.
+The plots of an evaluation are in ``evaluation``, the page of a cohort in ``cohort``. It imports ``metrics``,
+``data``, ``geometry`` and ``utils``.
 """
 
 from scripts.visualize.summary import print_results

@@ -120,7 +120,7 @@ def test_a_file_of_own_weights_keeps_images_as_they_are(tmp_path: Path, ending: 
     own = ["--ckpt_path", str(tmp_path / "own.pt"), "--network_shape", "40", "40", "40"]
     assert main(["export", str(out), *own]) == 0
     assert load_exported(out).preprocessing == {"match_orientation": False}
-    _, report = register(tmp_path / "run", "inference_ts.yaml", exported=str(out), optimization="off")
+    _, report = register(tmp_path / "run", "inference_exported.yaml", exported=str(out), optimization="off")
     assert report["settings"]["match_orientation"] is False
 
 
@@ -148,10 +148,9 @@ def register(folder: Path, config: str | None, **options: object) -> tuple[np.nd
 def test_the_whole_inference_runs_with_a_file(
     files: dict[str, Path], tmp_path: Path, ending: str, optimization: str
 ) -> None:
-    options = {"optimization": optimization, "field_levels": {"default": [[16, 4]]}}
+    options = {"optimization": optimization, "field::levels": {"default": [[16, 4]]}}
     plain, _ = register(tmp_path / "plain", None, **options)
-    config = {".ts": "inference_ts.yaml", ".onnx": "inference_onnx.yaml", ".pt2": "inference_ts.yaml"}[ending]
-    found, report = register(tmp_path / "exported", config, exported=str(files[ending]), **options)
+    found, report = register(tmp_path / "exported", "inference_exported.yaml", exported=str(files[ending]), **options)
     assert np.abs(plain).max() > 1  # mm
     np.testing.assert_allclose(found, plain, atol=1e-3)
     assert report["weights"]["path"] == str(files[ending])
@@ -178,7 +177,7 @@ def test_a_file_serves_cohorts_and_evaluations(
     pair = write_known_pair(tmp_path / "pair")
     (tmp_path / "pairs.csv").write_text(f"case,fixed,moving\np1,{pair['fixed']},{pair['moving']}\n")
     workflow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in ("inference.yaml", over, "inference_onnx.yaml")],
+        config_file=[str(ROOT / "configs" / name) for name in ("inference.yaml", over, "inference_exported.yaml")],
         workflow_type="inference",
         bundle_root=str(ROOT),
         output_dir=str(tmp_path / "out"),
@@ -202,7 +201,7 @@ def test_what_needs_the_weights_is_refused_before_images_are_read(
     read: list[object] = []
     monkeypatch.setattr("scripts.transforms.load.LoadVolumesd.__call__", lambda self, data: read.append(data))
     with pytest.raises(RuntimeError) as caught:
-        register(tmp_path / "run", "inference_ts.yaml", exported=str(files[".ts"]), **options)
+        register(tmp_path / "run", "inference_exported.yaml", exported=str(files[".ts"]), **options)
     assert "not an exported file" in str(find_input_error(caught.value))
     assert not read
 

@@ -166,7 +166,7 @@ def test_inference_follows_what_the_file_records(tmp_path: Path, route: str) -> 
     elif route == ".ts":
         assert load_exported(export(tmp_path / "own.ts", ckpt_path=path).path).preprocessing == facts
         options = {"exported": str(tmp_path / "own.ts")}
-    configs = ["inference.yaml", *(["inference_ts.yaml"] if route == ".ts" else [])]
+    configs = ["inference.yaml", *(["inference_exported.yaml"] if route == ".ts" else [])]
     workflow = ConfigWorkflow(
         config_file=[str(ROOT / "configs" / name) for name in configs],
         workflow_type="inference",

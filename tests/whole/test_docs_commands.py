@@ -153,9 +153,9 @@ RUN = {
         ("--network_shape", "48", "48", "48"), ("models/unigradicon.ts",)
     ),
     "python -m scripts export model.onnx": Run((), ("model.onnx",)),
-    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_ts.yaml']"
+    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_exported.yaml']"
     " --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),
-    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_onnx.yaml']"
+    "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_exported.yaml']"
     " --exported models/model.onnx --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),
     "python -m monai.bundle run inference --config_file ['configs/inference.yaml','configs/inference_trt.yaml']"
     " --fixed a.nii.gz --moving b.nii.gz": Run(PASS, _in("output", REGISTRATION)),

@@ -16,7 +16,6 @@ Each runs in a process of its own: an import of this repository's ``scripts`` wo
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,15 +97,16 @@ def config_sets(bundle: Path) -> list[tuple[str, list[str], dict[str, Any]]]:
             if name == "datasets.yaml":
                 below.append("evaluate.yaml")
                 options["datalist"] = None  # the data are not at hand
-            exported = re.fullmatch(r"inference_(ts|onnx)\.yaml", name)
-            if exported:
-                options["exported"] = f"models/{NAME}/models/model.{exported[1]}"
+            if name == "inference_exported.yaml":
+                for ending in ("ts", "onnx"):
+                    sets.append((kind, [*below, name], {"exported": f"models/{NAME}/models/model.{ending}"}))
+                continue
         sets.append((kind, [*below, name], options))
     return sets
 
 
 def check_exported_files(zoo: Path) -> str:
-    """Make the files that inference_ts.yaml and inference_onnx.yaml read, by the bundle's own command."""
+    """Make the files that inference_exported.yaml reads, by the bundle's own command."""
     for ending in ("ts", "onnx"):
         out = f"models/{NAME}/models/model.{ending}"
         _call(zoo, [sys.executable, f"models/{NAME}/scripts", "export", out], f"export of {out}")
