@@ -12,7 +12,7 @@ export GOMP_SPINCOUNT ?= 1000
 	licenses sbom bundle huggingface zoo-check tag
 
 demo: $(VENV)/.installed
-	$(PY) -m scripts.data.example_pair $(EXAMPLE)/pair
+	$(PY) -m scripts example_pair $(EXAMPLE)/pair
 	$(PY) -m monai.bundle run inference --config_file configs/inference.yaml \
 		--fixed $(EXAMPLE)/pair/fixed.nii.gz --moving $(EXAMPLE)/pair/moving.nii.gz \
 		--fixed_label $(EXAMPLE)/pair/fixed_label.nii.gz --moving_label $(EXAMPLE)/pair/moving_label.nii.gz \

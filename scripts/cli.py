@@ -22,6 +22,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
@@ -67,6 +68,14 @@ COMMANDS = {
     ),
 }
 
+PROGRAMS = {  # modules with a command line of their own
+    "example_pair": ("scripts.data.example_pair", "make a synthetic pair with a known transform"),
+    "datalist": ("scripts.data.datalist_builders", "write the training list of a data set or of a folder"),
+    "summary": ("scripts.visualize.summary", "print the figures of a report.json"),
+    "tables": ("scripts.evaluation.tables", "put several evaluations into one table"),
+    "submission": ("scripts.evaluation.learn2reg_submission", "make the zip file of a Learn2Reg submission"),
+}
+
 
 class _Parser(argparse.ArgumentParser):
     """Answers a misspelled option with the closest known one."""
@@ -86,8 +95,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         given = re.findall(r"--[\w-]+", message)
         hints = [difflib.get_close_matches(word, _known_options(self), 1) for word in given]
+        names = [*COMMANDS, *PROGRAMS, "report", "download", "export"]
         wrong = re.findall(r"invalid choice: '(\w+)'", message)
-        hints += [difflib.get_close_matches(word, [*COMMANDS, "report", "download", "export"], 1) for word in wrong]
+        hints += [difflib.get_close_matches(word, names, 1) for word in wrong]
         hint = next((f"; did you mean {close[0]}?" for close in hints if close), "")
         for word in given:
             if any(word.removeprefix("--") in command.positional for command in COMMANDS.values()):
@@ -154,6 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--device", default="cpu", help="where a .pt2 file will compute [cpu]")
     export.add_argument("--bundle_root", default=".", help="folder that holds models/ [this bundle]")
+    for name, (_, text) in PROGRAMS.items():
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 
@@ -184,7 +196,11 @@ def value_of(text: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
-    given = vars(build_parser().parse_args(arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] in PROGRAMS:
+        import_module(PROGRAMS[words[0]][0]).main(words[1:])
+        return 0
+    given = vars(build_parser().parse_args(words))
     command = given.pop("command")
     # heavy imports only now: --help is quick
     from scripts.utils.errors import describe_memory_error, find_input_error

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts import cli
 from scripts.geometry.smoothing import gaussian_blur
 from scripts.utils.errors import find_input_error
 from tests.helpers.inference import ROOT, run_inference
@@ -204,3 +205,17 @@ def test_waiting_threads_sleep_soon_unless_told_otherwise(
     code = "import sys, scripts, scripts.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", list(cli.PROGRAMS))
+def test_programs_with_a_command_line_of_their_own_are_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    assert f"usage: python -m scripts {name}" in capsys.readouterr().out
+
+
+def test_the_summary_of_a_report_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = {"outputs": ["a.h5"], "similarity": {"before": 0.5, "after": 0.25}, "seconds": 2.0}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert cli.main(["summary", str(tmp_path / "report.json")]) == 0
+    assert "0.25" in capsys.readouterr().out

@@ -10,7 +10,7 @@
 # limitations under the License.
 """Write the training list of a data set as its provider lays it out, or of a folder of your own.
 
-    python -m scripts.data.datalist_builders KIND FOLDER OUT.json [--modality ct|mr] [--val_fraction 0.1] [--seed 0]
+    python -m scripts datalist KIND FOLDER OUT.json [--modality ct|mr] [--val_fraction 0.1] [--seed 0]
 
 With ``--val_fraction`` the subjects are divided: OUT.json lists those to train on, OUT_val.json pairs of the others.
 docs/data.md lists the kinds and what they expect.
@@ -255,7 +255,7 @@ def write_list(path: Path, entries: list[Entry]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the list that the command line asks for."""
-    parser = argparse.ArgumentParser(description="Write the training list of a data set.")
+    parser = argparse.ArgumentParser("python -m scripts datalist", description="Write the training list of a data set.")
     parser.add_argument("kind", help=", ".join(KINDS))
     parser.add_argument("folder", type=Path, help="of the data set")
     parser.add_argument("out", type=Path, help="JSON file to write")
@@ -274,7 +274,3 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{path}: {len(part)} {'pairs' if 'fixed' in part[0] else 'images'}")
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

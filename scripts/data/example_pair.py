@@ -8,7 +8,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A synthetic pair of CT-like volumes with a known transform: ``python -m scripts.data.example_pair OUT``.
+"""A synthetic pair of CT-like volumes with a known transform: ``python -m scripts example_pair OUT``.
 
 One anatomy (a closed torso with lungs, heart, liver, spleen, kidneys, spine and ribs, textured) is a function on points
 of space. The fixed image evaluates it on an oblique grid; the moving image evaluates it, through the exact inverse of
@@ -25,6 +25,7 @@ import gzip
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,13 +241,11 @@ def _description() -> dict:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the example pair into the folder named on the command line."""
-    parser = argparse.ArgumentParser(description="Write a synthetic pair of volumes with a known transform.")
+    parser = argparse.ArgumentParser(
+        "python -m scripts example_pair", description="Write a synthetic pair of volumes with a known transform."
+    )
     parser.add_argument("out", help="folder for the files; made if missing")
-    for file in write_example(parser.parse_args().out):
+    for file in write_example(parser.parse_args(arguments).out):
         print(f"{file} ({file.stat().st_size / 1024:.0f} KiB)")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@
 # limitations under the License.
 """The zip file that is handed in to Learn2Reg: the fields of a run, checked.
 
-python -m scripts.evaluation.learn2reg_submission RUN submission.zip
+python -m scripts submission RUN submission.zip
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_submission(run: Path, path: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the zip file that the command line asks for."""
-    parser = argparse.ArgumentParser(description="Make a Learn2Reg submission of an evaluation.")
+    parser = argparse.ArgumentParser("python -m scripts submission", description="Make a submission of an evaluation.")
     parser.add_argument("run", type=Path, help="output_dir of the evaluation")
     parser.add_argument("out", type=Path, help="zip file to write")
     given = parser.parse_args(arguments)
@@ -60,7 +60,3 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{given.out}: {write_submission(given.run, given.out)} displacement fields")
     except InputError as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@
 # limitations under the License.
 """Tables of evaluations: from reports to one row a pair, and to a summary in the layout of the paper's Table 1.
 
-    python -m scripts.evaluation.tables OUT RUN [RUN ...]
+    python -m scripts tables OUT RUN [RUN ...]
 
 puts several evaluations (their output folders) into one table, one row a method, the columns by data set.
 """
@@ -227,7 +227,7 @@ def _write(path: Path, text: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Write one table of several runs."""
-    parser = argparse.ArgumentParser(description="Put several evaluations into one table.")
+    parser = argparse.ArgumentParser("python -m scripts tables", description="Put several evaluations into one table.")
     parser.add_argument("out", type=Path, help="folder for the tables")
     parser.add_argument("runs", type=Path, nargs="+", help="output_dir of each evaluation")
     given = parser.parse_args(arguments)
@@ -236,7 +236,3 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         sys.exit(f"error: {error}")
     print((given.out / "table.md").read_text(encoding="utf-8"), end="")
-
-
-if __name__ == "__main__":
-    main()

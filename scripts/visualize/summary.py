@@ -8,15 +8,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Print where a registration's results are and how good they are: ``python -m scripts.visualize.summary report.json``.
+"""Print where a registration's results are and how good they are: ``python -m scripts summary report.json``.
 
 ``configs/inference.yaml`` ends with it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,9 @@ def print_results(cases: Sequence[Mapping[str, Any]], enabled: bool = True) -> N
         print(f"{case['case']}: {verdict}, similarity loss {_similarity(report)}, results in {path.parent}")
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m scripts.visualize.summary REPORT.json")
-    path = Path(sys.argv[1])
-    print(summarize(json.loads(path.read_text()), path.parent))
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the summary of the report that the command line names."""
+    parser = argparse.ArgumentParser("python -m scripts summary", description="Print the figures of a registration.")
+    parser.add_argument("report", type=Path, help="report.json")
+    path = parser.parse_args(arguments).report
+    print(summarize(json.loads(path.read_text(encoding="utf-8")), path.parent))

@@ -20,10 +20,10 @@ import torch
 
 from scripts.networks.architectures import architecture_of, create_network, create_registration_network
 from scripts.networks.checkpoints import MODEL_FILES, load_weights
-from scripts.networks.default_weights import write_default_weights
 from scripts.networks.registration_network import IdentityNetwork, RegistrationNetwork
 from scripts.utils.errors import InputError
 from tests.helpers.networks import SMALL, published_state, random_network, random_pair
+from tools.default_weights import write_default_weights
 
 WIDE = {"down_channels": (2, 4, 6, 6, 10), "up_channels": (5, 4, 6, 8)}  # four levels
 

@@ -24,7 +24,6 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from scripts.networks.checkpoint_files import read_checkpoint
-from scripts.networks.default_weights import write_default_weights
 from scripts.networks.exported_network import load_exported
 from scripts.networks.exports import export
 from scripts.networks.weights_preprocessing import Preprocessing, choose_preprocessing, recorded_preprocessing
@@ -34,6 +33,7 @@ from tests.helpers.chain import noise, write
 from tests.helpers.inference import run_inference
 from tests.helpers.networks import published_state, random_network
 from tests.helpers.training_run import ROOT, SMALL, load, synthetic_list, train
+from tools.default_weights import write_default_weights
 
 WIDTHS = {"down_channels": SMALL["down_channels"], "up_channels": SMALL["up_channels"]}
 DEFAULT_SIZE = {"down_channels": [2, 16, 32, 64], "up_channels": [16, 16, 32]}

@@ -99,7 +99,7 @@ RUN = {
     f"{INFERENCE} --model unigradicon --optimization off --fixed fixed.nii.gz --moving moving.nii.gz": Run(
         SMALL, _in("output", REGISTRATION)
     ),
-    "python -m scripts.data.datalist_builders folder mine mine.json --modality ct --val_fraction 0.1": Run(
+    "python -m scripts datalist folder mine mine.json --modality ct --val_fraction 0.1": Run(
         (), ("mine.json", "mine_val.json")
     ),
     f"{TRAINING} ['configs/train.yaml','configs/finetune.yaml'] --train_datalist mine.json"
@@ -118,10 +118,10 @@ RUN = {
     ),
     "python -m monai.bundle run cohort --config_file ['configs/inference.yaml','configs/cohort.yaml']"
     " --datalist pairs.csv --output_dir output/cohort": Run(PASS, _in("output/cohort", COHORT)),
-    "python -m scripts.data.datalist_builders folder data/hippocampus_mr data/hippocampus.json --modality mr": Run(
+    "python -m scripts datalist folder data/hippocampus_mr data/hippocampus.json --modality mr": Run(
         (), ("data/hippocampus.json",)
     ),
-    "python -m scripts.evaluation.learn2reg_submission output/evaluation submission.zip": Run((), ("submission.zip",)),
+    "python -m scripts submission output/evaluation submission.zip": Run((), ("submission.zip",)),
     "python -m scripts apply results/forward_transform.h5 --fixed fixed.nii.gz --moving moving.nii.gz"
     " --convert ['fsl','numpy'] --output_dir output/converted": Run(
         (), _in("output/converted", ("displacement_fsl.nii.gz", "displacement.npz"))
@@ -138,10 +138,10 @@ RUN = {
     "python -m scripts register moving.nii.gz fixed.nii.gz --ckpt_path output/finetune/best.pt"
     " --output_dir results_own": Run(PASS, _in("results_own", REGISTRATION)),
     "mkdir -p models_mine": Run((), ("models_mine",)),
-    "python -m scripts.networks.default_weights output/finetune/best.pt models_mine/mine.pt": Run(
+    "python -m tools.default_weights output/finetune/best.pt models_mine/mine.pt": Run(
         (), ("models_mine/mine.pt", "models_mine/SHA256SUMS")
     ),
-    "python -m scripts.data.example_pair output/example/pair": Run(
+    "python -m scripts example_pair output/example/pair": Run(
         (), _in("output/example/pair", ("fixed.nii.gz", "moving.nii.gz", "ground_truth.json"))
     ),
     "python -m scripts register output/example/pair/moving.nii.gz output/example/pair/fixed.nii.gz"

@@ -80,7 +80,7 @@ def training(*extra: str) -> tuple[str, ...]:
 
 def test_fine_tuning_as_the_readme_says_it(tmp_path: Path) -> None:
     write_folder(tmp_path)
-    listing = ("-m", "scripts.data.datalist_builders", "folder", "mine", "mine.json", "--modality", "mr")
+    listing = ("-m", "scripts", "datalist", "folder", "mine", "mine.json", "--modality", "mr")
     run(tmp_path, *listing, "--val_fraction", "0.3")
     done = run(tmp_path, *training("--val_datalist", "mine_val.json", "--ckpt_dir", "tuned", *TINY))
     assert {"last.pt", "best.pt"} <= {path.name for path in (tmp_path / "tuned").iterdir()}

@@ -10,7 +10,7 @@
 # limitations under the License.
 """Make the weights that come with the bundle of a training run's checkpoint: half precision, hash written beside them.
 
-python -m scripts.networks.default_weights output/train_default/best.pt models/model.pt
+python -m tools.default_weights output/train_default/best.pt models/model.pt
 """
 
 from __future__ import annotations
