@@ -31,7 +31,7 @@ from scripts.api import register
 from scripts.declared_options import declared_options
 from scripts.utils.errors import InputError
 from scripts.workflow import run_workflow
-from tests.helpers.known_pair import ROOT, SHIFT_LPS_MM, write_known_pair
+from tests.helpers.known_pair import CENTER, ROOT, SHIFT_LPS_MM, write_known_pair
 from tests.helpers.libraries import images, kinds_of
 
 SHEAR = torch.tensor([[1.0, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -66,7 +66,7 @@ def test_images_of_all_kinds_give_the_result_of_the_command_and_leave_nothing(
     assert first.verdict == first.report["quality"]["verdict"]
     assert first.output_dir is None
     assert first.inverse_transform is not None
-    points = np.array([[0.0, 10.0, 160.0], [-20.0, -5.0, 150.0]])  # RAS
+    points = np.array([[0.0, 10.0, 160.0], CENTER]) * [-1, -1, 1]  # RAS
     there = first.forward_transform(points)
     np.testing.assert_allclose(there, points + SHIFT_LPS_MM * [-1, -1, 1], atol=2.5)
     np.testing.assert_allclose(first.inverse_transform(there), points, atol=1.5)
