@@ -212,10 +212,3 @@ def test_programs_with_a_command_line_of_their_own_are_commands(name: str, capsy
     with pytest.raises(SystemExit, match="0"):
         cli.main([name, "--help"])
     assert f"usage: python -m scripts {name}" in capsys.readouterr().out
-
-
-def test_the_summary_of_a_report_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = {"outputs": ["a.h5"], "similarity": {"before": 0.5, "after": 0.25}, "seconds": 2.0}
-    (tmp_path / "report.json").write_text(json.dumps(report))
-    assert cli.main(["summary", str(tmp_path / "report.json")]) == 0
-    assert "0.25" in capsys.readouterr().out

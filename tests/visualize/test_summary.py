@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import cli
 from scripts.visualize.summary import print_results, summarize
 
 REPORT = {
@@ -60,3 +61,9 @@ def test_a_pair_is_summed_up_and_several_get_a_line_each(tmp_path: Path, capsys:
     ]
     print_results(cases[:1])
     assert f"results in {tmp_path / 'one'}:" in capsys.readouterr().out
+
+
+def test_the_summary_of_a_report_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    assert cli.main(["summary", str(tmp_path / "report.json")]) == 0
+    assert capsys.readouterr().out == summarize(REPORT, tmp_path) + "\n"
