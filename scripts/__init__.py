@@ -8,4 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Deformable 3-D image registration with uniGradICON, as a MONAI bundle."""
+"""Deformable 3-D image registration with uniGradICON, as a MONAI bundle.
+
+From Python: ``api``. The command: ``cli``. Both run configs by ``workflow``. Options: ``declared_options`` reads
+their one declaration from the configs, ``options`` checks a run's first, ``option_checks`` names and types,
+``option_safety`` refuses code in values, ``old_names`` keeps the names of the version before, ``callers`` finds the
+config that MONAI runs. All else is in the packages, which say themselves what they hold.
+"""

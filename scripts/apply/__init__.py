@@ -8,10 +8,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Applying transforms that were written to other images, labels, points and series: what ``configs/apply.yaml`` runs.
+"""Applying written transforms to other things, images, labels, points and series: what ``configs/apply.yaml`` runs.
 
-Reading, composing and inverting transforms is in ``data.transform_files``. It imports ``transforms`` and what lies
-below, no network.
+``run`` leads; images are resampled by ``data.itk_resampling``, transforms read, composed and inverted by
+``data.transform_files``. It imports ``transforms`` and what lies below, no network.
 """
 
 from scripts.apply.run import apply_transforms, load_inputs

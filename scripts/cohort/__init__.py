@@ -10,7 +10,8 @@
 # limitations under the License.
 """Many pairs: lists of them, resuming, failures kept apart, several processes, the one table and its page.
 
-A single pair needs nothing from here. It imports all packages.
+``cases`` makes the list, ``run`` decides which pairs are left (by ``is_done`` of ``data.report``) and does them,
+``table`` and ``page`` show the results. A single pair needs nothing from here. It imports all packages.
 """
 
 from scripts.cohort.cases import load_cohort, require_cohort

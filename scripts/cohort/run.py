@@ -30,8 +30,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from scripts.data.case import Case, CaseFiles
-from scripts.data.report import ERROR_NAME, REPORT_NAME, file_states, input_paths
-from scripts.evaluation.run import is_done
+from scripts.data.report import ERROR_NAME, REPORT_NAME, file_states, input_paths, is_done
 from scripts.transforms.outputs.files import remove_results, sweep_results
 from scripts.utils.errors import InputError, describe_memory_error, find_input_error, quiet_engine
 from scripts.utils.itk_modules import load_itk_modules

@@ -10,11 +10,12 @@
 # limitations under the License.
 """Reading and writing files, and what a case and a list of cases are.
 
-Volumes (``reading``; what a NIfTI header means: ``nifti_geometry``), DICOM series (``dicom_*``), images in memory,
-landmarks, transforms as ITK's files (``itk_transforms`` writes them, ``transform_files`` reads and composes them),
-fields of other tools (``foreign_*``, ``field_*``), cases and lists (``case``, ``cases``), public data sets, synthetic
-pairs, the report. What is done with images once they are loaded is in ``transforms``. It imports ``geometry`` and
-``utils``.
+Volumes (``reading``; which affine of a NIfTI header counts: ``nifti_geometry``), DICOM series (``dicom_series``;
+order of the slices: ``dicom_order``), images in memory, landmarks, transform files of ITK, ANTs and 3D Slicer
+(``itk_transforms`` writes, ``transform_files`` reads and composes, ``foreign_transforms`` knows the kinds), fields of
+other tools (``foreign_fields``, ``field_*``), cases and lists (``case``, ``cases``), public data sets, synthetic
+pairs, the report. What is done with loaded images is in ``transforms``, but for resampling by any ITK transform,
+``itk_resampling``. It imports ``geometry`` and ``utils``.
 """
 
 from scripts.data.cases import load_cases, require_cases

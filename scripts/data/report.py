@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from torch import Tensor
 from scripts.data.case import Case, CaseFiles
 from scripts.data.volumes import FROM_MEMORY
 from scripts.utils.memory import peak_gpu_memory_mib, peak_memory_mib
+from scripts.utils.strict_json import strict
 from scripts.utils.versions import versions
 
 REPORT_NAME = "report.json"
@@ -115,3 +117,25 @@ def build_report(
         "settings": dict(settings),
         "versions": versions(),
     }
+
+
+def is_done(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+    """Tell whether a case's folder holds the report of exactly this registration."""
+    path = Path(case["case_dir"]) / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    # another GPU does the same, and what the fallback cut short is as good as it gets
+    settings, known_settings = (
+        {key: value for key, value in (given or {}).items() if key not in ("device", "oom_fallback")}
+        for given in (settings, report.get("settings"))
+    )
+    expected = {"inputs": input_paths(case), "settings": settings, "sha256": weights.get("sha256")}
+    known = {
+        "inputs": report.get("inputs"),
+        "settings": known_settings,
+        "sha256": report.get("weights", {}).get("sha256"),
+        "bundle": report.get("versions", {}).get("bundle"),
+    }
+    return bool(known == strict({**expected, "bundle": versions()["bundle"]}))

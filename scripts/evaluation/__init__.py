@@ -10,6 +10,7 @@
 # limitations under the License.
 """Comparing methods over pairs with labels or landmarks: a run, other methods in the inferer's place, tables, plots.
 
+A method to compare with is a function in ``comparator_methods`` and an entry of ``COMPARATORS`` in ``comparators``.
 Also the paper's data sets (``benchmarks``) and Learn2Reg's submission. The measures themselves are in ``metrics``. It
 imports all packages but ``cohort``.
 """

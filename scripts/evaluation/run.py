@@ -22,14 +22,13 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from scripts.data.case import CaseFiles
-from scripts.data.report import input_paths
+from scripts.data.report import is_done
 from scripts.evaluation.plots import draw_box_plots
 from scripts.evaluation.tables import Run, read_run, run_of_reports, write_tables
 from scripts.utils.errors import InputError
 from scripts.utils.memory import reset_peak_memory
 from scripts.utils.paths import from_home, is_absent
-from scripts.utils.strict_json import strict, write_report
-from scripts.utils.versions import versions
+from scripts.utils.strict_json import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -71,28 +70,6 @@ def remaining_cases(
             "%d of %d cases are done already; --resume False does them anew", len(share) - len(left), len(share)
         )
     return left
-
-
-def is_done(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
-    """Tell whether a case's folder holds the report of exactly this registration."""
-    path = Path(case["case_dir"]) / "report.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    # another GPU does the same, and what the fallback cut short is as good as it gets
-    settings, known_settings = (
-        {key: value for key, value in (given or {}).items() if key not in ("device", "oom_fallback")}
-        for given in (settings, report.get("settings"))
-    )
-    expected = {"inputs": input_paths(case), "settings": settings, "sha256": weights.get("sha256")}
-    known = {
-        "inputs": report.get("inputs"),
-        "settings": known_settings,
-        "sha256": report.get("weights", {}).get("sha256"),
-        "bundle": report.get("versions", {}).get("bundle"),
-    }
-    return bool(known == strict({**expected, "bundle": versions()["bundle"]}))
 
 
 class MeasurePeakMemory:

@@ -10,6 +10,7 @@
 # limitations under the License.
 """How good a result is: Dice, distances of surfaces and landmarks, folding, inconsistency, the verdict.
 
-The verdict without labels and its limits are in ``quality``. Tables over many pairs are in ``evaluation``, measures
-during training in ``training.validation_metrics``. It imports ``geometry``, ``data``, ``losses`` and ``utils``.
+The rule of the verdict and its limits are in ``quality``; a pair that ended in an error is called failed by
+``cohort.table``. Tables over many pairs are in ``evaluation``, measures during training in
+``training.validation_metrics``. It imports ``geometry``, ``data``, ``losses`` and ``utils``.
 """

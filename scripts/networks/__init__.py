@@ -10,9 +10,10 @@
 # limitations under the License.
 """Networks and their weights: UNet, registration network, VoxelMorph; finding, checking, loading, exporting.
 
-Keys of published checkpoints are translated in ``checkpoint_files``; ``weights_preprocessing`` knows which HU window
-and percentiles weights were made for. The objective is in ``losses``, the use of a network for a pair in
-``inferers``. It imports ``geometry`` and ``utils``.
+Keys of published checkpoints are translated in ``checkpoint_files``; ``published_weights`` only knows where their
+files lie. The HU window and the percentiles that weights were made for, and the defaults of both, are in
+``weights_preprocessing``. The objective is in ``losses``, the use of a network for a pair in ``inferers``. It imports
+``geometry`` and ``utils``.
 """
 
 from importlib import import_module

@@ -10,10 +10,11 @@
 # limitations under the License.
 """What is done to a case: MONAI's dictionary transforms, in the order of ``configs/inference.yaml``.
 
-Before the network: load, check, intensities (HU window of CT, percentiles of MR), masks, labels, orientation, crop,
-pre-alignment. After it: transforms of the world, warped label and metrics (``postprocessing``), verdict, and
-``outputs``, one class a kind of file. How files are read and points computed is in ``data`` and ``geometry``. It
-imports all packages below it but ``networks`` and ``inferers``.
+Before the network: load, check, intensities (``intensity`` chooses by modality; the HU window of CT is MONAI's
+``ScaleIntensityRange``, set in the config), masks, labels, orientation, crop, pre-alignment. After it: transforms of
+the world, warped label and metrics (``postprocessing``), the verdict (``add_quality``, by the rule of
+``metrics.quality``), and ``outputs``, one class a kind of file, whose formats ``data`` writes. How files are read and
+points computed is in ``data`` and ``geometry``. It imports all packages below it but ``networks`` and ``inferers``.
 """
 
 from scripts.transforms.add_quality import AddQualityd

@@ -10,8 +10,9 @@
 # limitations under the License.
 """What everything stands on: one-line errors, files written whole or not at all, locks, paths, memory, seeds.
 
-In ``errors``, ``atomic``, ``output_lock``, ``paths``; ``pipelining`` reads ahead and writes behind. Nothing here
-knows of images. It imports no other package of ``scripts``.
+``errors``; ``atomic`` files; ``output_lock``, one run at a time in a folder; ``paths`` that users give;
+``pipelining`` reads ahead and writes behind. Nothing here knows of images. It imports no other package of
+``scripts``.
 """
 
 from importlib import import_module

@@ -149,7 +149,7 @@ def test_pairs_that_fail_become_rows_and_the_others_go_on(tmp_path: Path, monkey
 
 def test_a_registration_that_fails_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scripts.inferers import registration_inferer as inferers
-    from scripts.transforms.outputs.transforms import SaveDisplacement
+    from scripts.transforms.outputs.world_transforms import SaveDisplacement
 
     path, _ = write_list(tmp_path / "data", 4)
     work, write = inferers.RegistrationInferer._register, SaveDisplacement.write

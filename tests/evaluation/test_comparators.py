@@ -114,7 +114,7 @@ def test_errors_of_the_choice_say_what_to_do(tmp_path: Path, monkeypatch: pytest
         describe_method("ants")
     missing = comparators.Comparator(comparators.COMPARATORS["syn"].register, "no-such-package")
     monkeypatch.setitem(comparators.COMPARATORS, "syn", missing)
-    with pytest.raises(InputError, match=r"needs the package no-such-package.*pip install --no-deps --require-hashes -r requirements-dev"):
+    with pytest.raises(InputError, match=r"needs the package no-such-package.*pip install .* requirements-dev"):
         describe_method("syn")
     with pytest.raises(InputError, match=r"unigradicon needs published weights: give --ckpt_path"):
         comparators.MethodInferer("unigradicon", None)  # type: ignore[arg-type]

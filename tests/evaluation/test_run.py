@@ -24,8 +24,9 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
+from scripts.data.report import is_done
 from scripts.evaluation.benchmarks import choose_benchmark
-from scripts.evaluation.run import is_done, remaining_cases, require_data
+from scripts.evaluation.run import remaining_cases, require_data
 from scripts.utils.errors import InputError
 from scripts.utils.versions import versions
 from tests.helpers.known_pair import QUICK, ROOT, evaluate, write_known_pair

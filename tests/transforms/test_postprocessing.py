@@ -32,8 +32,8 @@ from scripts.metrics.surface_distances import surface_distances_mm
 from scripts.transforms import postprocessing
 from scripts.transforms.outputs.base import Output
 from scripts.transforms.outputs.save import SaveOutputsd, write_outputs
-from scripts.transforms.outputs.transforms import SaveDisplacement, SaveTransforms
 from scripts.transforms.outputs.warped import SaveWarpedLabel, SaveWarpedMoving
+from scripts.transforms.outputs.world_transforms import SaveDisplacement, SaveTransforms
 from scripts.transforms.postprocessing import AddMetricsd, AddTransformsd, AddWarpedLabeld, type_on_disk
 from scripts.utils.errors import InputError
 from scripts.utils.tensors import plain

@@ -36,7 +36,7 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.data.itk_transforms import to_itk
 from scripts.transforms.outputs.save import write_outputs
-from scripts.transforms.outputs.transforms import SaveTransforms
+from scripts.transforms.outputs.world_transforms import SaveTransforms
 from scripts.transforms.outputs.warped import SaveWarpedMoving
 
 ROOT = Path(__file__).resolve().parents[2]

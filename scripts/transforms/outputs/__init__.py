@@ -14,6 +14,6 @@ To add an output, write a subclass of :class:`scripts.transforms.outputs.base.Ou
 new one that is imported here), and add its ``name`` to the group ``save`` of ``configs/inference.yaml``.
 """
 
-from scripts.transforms.outputs import dicom, learn2reg, maps, pictures, transforms, warped
+from scripts.transforms.outputs import dicom, learn2reg, maps, pictures, warped, world_transforms
 
-__all__ = ["dicom", "learn2reg", "maps", "pictures", "transforms", "warped"]
+__all__ = ["dicom", "learn2reg", "maps", "pictures", "warped", "world_transforms"]
