@@ -36,8 +36,8 @@ from monai.bundle import ConfigWorkflow
 
 from scripts.data.itk_transforms import to_itk
 from scripts.transforms.outputs.save import write_outputs
-from scripts.transforms.outputs.world_transforms import SaveTransforms
 from scripts.transforms.outputs.warped import SaveWarpedMoving
+from scripts.transforms.outputs.world_transforms import SaveTransforms
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (175, 175, 175)
