@@ -142,6 +142,8 @@ def _of_nibabel(image: Any) -> _Image:
     values, header = np.asanyarray(image.dataobj), image.header
     if not isinstance(header, nib.Nifti1Header):
         return _Image(values, np.asarray(image.affine, dtype=np.float64))
+    if not np.allclose(image.affine, header.get_best_affine()):  # changed in place: its file would have that one
+        header = type(image)(image.dataobj, image.affine, header).header
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if nib.is_proxy(image.dataobj):

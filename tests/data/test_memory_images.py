@@ -76,6 +76,16 @@ def test_types_and_scaled_values_of_nifti_are_those_of_its_file(tmp_path: Path, 
         assert_same(volume_in_memory("fixed", nib.load(tmp_path / "a.nii")), of_file(str(tmp_path / "a.nii")))
 
 
+def test_a_geometry_changed_in_place_counts_as_when_written(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise(), np.diag([2.0, 2, 3, 1]))
+    image.affine[:3, 3] += [0, 7, 0]
+    volume, stale = volume_in_memory("fixed", image), image.header.get_best_affine()[1, 3]
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert_same(volume, of_file(str(tmp_path / "a.nii.gz")))
+    assert volume.affine[1, 3] == 7
+    assert stale == 0  # the image that was given is left as it is
+
+
 def test_large_labels_keep_their_numbers(tmp_path: Path) -> None:
     values = np.random.default_rng(0).choice(np.array([0, 5, 614454277], np.int64), (5, 6, 7))
     nib.save(nib.Nifti1Image(values, np.eye(4), dtype="int64"), tmp_path / "a.nii.gz")
