@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from scripts.declared_options import declared_options
+from scripts.declared_options import CONFIGS, declared_options
 from scripts.networks.published_weights import PUBLISHED_FILES
 from scripts.old_names import old_names
 
@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m scripts", description="Deformable 3-D image registration with uniGradICON.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        options = declared_options(command.configs)
+        options = declared_options([CONFIGS / config for config in command.configs])
         sub = commands.add_parser(
             name,
             help=command.text,

@@ -207,6 +207,14 @@ def test_waiting_threads_sleep_soon_unless_told_otherwise(
     assert done.stdout.strip() == "False"
 
 
+def test_a_config_of_the_same_name_where_the_command_runs_declares_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inference.yaml").write_text("mine: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert vars(cli.build_parser().parse_args(["register", "m", "f", "--seed", "3"]))["seed"] == 3
+
+
 @pytest.mark.parametrize("name", list(cli.PROGRAMS))
 def test_programs_with_a_command_line_of_their_own_are_commands(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
