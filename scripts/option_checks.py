@@ -50,7 +50,8 @@ def raise_unknown_members(options: Iterable[str], declared: Iterable[str]) -> No
         name = ReferenceResolver.normalize_id(option.lstrip("+"))
         group = groups.get(name.partition("::")[0], [])
         if group and "::" in name and not any(name == known or name.startswith(f"{known}::") for known in group):
-            raise InputError(f"unknown option --{name}{did_you_mean(name, group)}. Its group has {', '.join(group)}")
+            hint = did_you_mean(name, group) or "."
+            raise InputError(f"unknown option --{name}{hint} Its group has {', '.join(group)}")
 
 
 def complete_groups(parser: ConfigParser, defaults: Mapping[str, Sequence[Any]]) -> None:
