@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MantissaNoDotYAML1_1Warning
 
 from scripts.utils.errors import InputError
 
@@ -122,8 +124,11 @@ def _read(path: Path) -> tuple[tuple[DeclaredOption, ...], bool]:
     end = next((number for number, title in headings.items() if title.endswith(WORKFLOW)), len(lines))
     yaml = YAML()  # keeps comments
     yaml.version = (1, 1)  # type: ignore[assignment]  # as MONAI reads: off is False
+    yaml.allow_duplicate_keys = True  # MONAI warns of them
     try:
-        content = yaml.load("\n".join(lines[:end]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)  # of 2e-5, whose type is checked as MONAI's
+            content = yaml.load("\n".join(lines[:end]))
     except Exception as error:
         raise InputError(f"'{path}' can't be read as YAML: {error}") from error
     has_workflow = end < len(lines)

@@ -22,7 +22,7 @@ from monai.bundle import ReferenceResolver
 from monai.utils import ensure_tuple
 
 from scripts.callers import check_command, find_callers
-from scripts.declared_options import declared_options, defaults_of, groups_of
+from scripts.declared_options import CONFIGS, declared_options, defaults_of, groups_of
 from scripts.old_names import old_names, rename
 from scripts.option_checks import (
     check_types,
@@ -83,13 +83,16 @@ def check_options(config_files: Iterable[str] | str | None = None, also: Iterabl
 def report_settings(**chosen: Any) -> dict[str, Any]:
     """Return the options of registration and preprocessing with their values, as report.json repeats them.
 
+    A config that was exported, without comments and headings, has those of the bundle's inference.yaml.
+
     Args:
         chosen: values to report in their place or beside them, where the config computes them.
     """
     callers = find_callers()
     if callers.parser is None:
         raise InputError("settings: only a component of a MONAI workflow can be asked for its options")
-    names = [o.name for o in declared_options(callers.files()).values() if o.section in REPORTED]
+    files = [CONFIGS / "inference.yaml", *callers.files()]
+    names = [o.name for o in declared_options(files).values() if o.section in REPORTED]
     groups = groups_of(names)
     ids = dict.fromkeys(name.partition("::")[0] for name in names if name in callers.parser)
     values = {name: callers.parser.get_parsed_content(name) for name in ids if name not in chosen}

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
 from scripts.declared_options import CONFIGS, declared_options, defaults_of
 from scripts.utils.errors import InputError
@@ -86,6 +87,13 @@ def test_a_later_file_keeps_comment_and_section_of_the_earlier_one(tmp_path: Pat
     assert "group" not in defaults_of(files)
 
 
+def test_what_monai_reads_is_read_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 3\nseed: 4\nlearning_rate: 2e-5\n")
+    assert list(declared_options([path])) == ["seed", "learning_rate"]
+    assert not recwarn
+
+
 def test_the_defaults_are_those_that_monai_reads() -> None:
     for path in CONFIGS.glob("*.yaml"):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -119,6 +127,16 @@ def test_settings_are_the_options_of_registration_and_preprocessing() -> None:
     assert (settings["ct_window"], settings["mr_percentiles"]) == ([-1000.0, 1000.0], [0.0, 99.0])
     # what does not change a result, or is an input or a path, is none
     assert not {"progress", "overlap", "summary", "seed", "fixed", "output_dir", "save", "bundle_root"} & set(settings)
+
+
+def test_an_exported_config_has_the_same_settings(tmp_path: Path) -> None:
+    workflow = made(device="cpu", lambda_gradicon=3.0)
+    ConfigParser.export_config_file(workflow.parser.get(), str(tmp_path / "exported.json"))
+    again = Workflow([tmp_path / "exported.json"], {}, workflow_type="inference", logging_file=False)
+    again.initialize()
+    settings = again.parser.get_parsed_content("settings")
+    assert settings == workflow.parser.get_parsed_content("settings")
+    assert settings["lambda_gradicon"] == 3.0
 
 
 def test_configs_laid_over_add_their_settings() -> None:
