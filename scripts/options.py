@@ -91,7 +91,7 @@ def report_settings(**chosen: Any) -> dict[str, Any]:
     callers = find_callers()
     if callers.parser is None:
         raise InputError("settings: only a component of a MONAI workflow can be asked for its options")
-    files = [CONFIGS / "inference.yaml", *callers.files()]
+    files = [str(CONFIGS / "inference.yaml"), *callers.files()]
     names = [o.name for o in declared_options(files).values() if o.section in REPORTED]
     groups = groups_of(names)
     ids = dict.fromkeys(name.partition("::")[0] for name in names if name in callers.parser)
