@@ -135,13 +135,23 @@ def register(
         options[key] = _image(key, image, affine if own is None else own, options.get("frame"))
     for key in LANDMARKS:
         if not isinstance(options.get(key), (str, Path, type(None))):
-            options[key] = torch.as_tensor(options[key], dtype=torch.float64).detach().cpu()
+            options[key] = _points(key, options[key])
     options = {"progress": False, **options, "output_dir": False if output_dir is None else str(output_dir)}
     if output_dir is None:
         options["summary"] = False
     parser = run_workflow(("inference.yaml",), {**options, "overlap": False})  # the case comes back when all is done
     state = parser.get_parsed_content("evaluator").state
     return _result(cast(Case, {**state.batch[0], **state.output[0]}))
+
+
+def _points(option: str, points: Any) -> Tensor:
+    """Return landmarks in memory as a tensor; what checks the case looks at its shape."""
+    try:
+        return torch.as_tensor(points, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{option}: expected a path or numbers of the shape (N, 3), got a {type(points).__name__}"
+        ) from error
 
 
 def _image(option: str, image: Image, affine: Any, frame: int | None) -> Any:

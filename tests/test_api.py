@@ -126,6 +126,7 @@ def test_a_label_in_memory_is_carried_and_files_stay_where_they_were_asked_for(t
         ({"moving": np.ones((4, 4, 4), complex), "affine": np.eye(4)}, "type complex128; give numbers"),
         ({"moving": np.ones((4, 4, 4)), "affine": np.diag([1, 0, 1, 1])}, "'from memory' has the spacing 1 x 0 x 1"),
         ({"moving": itk.image_from_array(np.zeros((4, 4, 4, 3), np.float32), is_vector=True)}, "3 values per voxel"),
+        ({"fixed_landmarks": [["a", "b", "c"]]}, r"fixed_landmarks: expected a path or numbers of the shape \(N, 3\)"),
         ({"fixed_landmarks": np.zeros((4, 2))}, r"landmarks 'from memory' must be finite numbers of the shape"),
         ({"moving_modality": "pet"}, "moving_modality 'pet' is unknown"),
         ({"moving": 3}, "got a int"),
