@@ -334,6 +334,7 @@ def test_certificates_of_a_system_are_a_file_or_a_folder_or_else_those_of_certif
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
     monkeypatch.setenv("SSL_CERT_DIR", str(folder))
     root = bundle(tmp_path, server.url)
+    assert transfers._certificates() is True
     with pytest.raises(InputError, match="certificate verify failed"):
         download("unigradicon", root)
     shutil.copy(certificate[0], folder)
