@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 		--fixed_modality ct --moving_modality ct --output_dir $(EXAMPLE)/result --preset fast
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 # two processes of one thread use two cores better than one of two
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal # two processes of one thread use two cores better than one of two
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .

@@ -108,10 +108,16 @@ def check_types(config: ConfigParser, defaults: Mapping[str, Sequence[Any]]) -> 
             ((int, float), is_number, "a number"),
             (list, isinstance(value, (list, tuple)), "a list"),
             (dict, isinstance(value, Mapping), "a mapping"),
-            (bool, isinstance(value, int) and value in (0, 1), "True or False"),
+            (bool, _is_switch(value), "True or False"),
         ):
             if _all(known, kind) and not is_right:
                 raise InputError(f"{option}: expected {words}, such as {known[-1]}, got {value!r}")
+
+
+def _is_switch(value: Any) -> bool:
+    """Tell whether a value is True or False, or a list of them, as ``invert`` takes for several transforms."""
+    each = value if isinstance(value, (list, tuple)) and value else [value]
+    return all(isinstance(one, int) and one in (0, 1) for one in each)
 
 
 def _all(values: Sequence[Any], kind: Any) -> bool:

@@ -11,21 +11,17 @@
 """Download published weights: ``python -m scripts download unigradicon``.
 
 HTTPS only, also where a server redirects to. The file gets its name when it is whole and checked, and its SHA-256 is
-noted beside it in ``FILE.sha256``. A download that was cut starts anew.
+noted beside it in ``FILE.sha256``. A download that was cut is resumed (:mod:`scripts.networks.transfers`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import sys
-from functools import partial
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from typing import NamedTuple
 
-import pooch
-import requests
 import yaml
 from pooch.hashes import file_hash, hash_algorithm, hash_matches
 
@@ -37,14 +33,14 @@ from scripts.networks.published_weights import (
     recorded_sha256,
     sha256_of,
 )
-from scripts.utils.atomic import replacing, sweep
+from scripts.networks.transfers import check_https, remove_part, transfer
+from scripts.utils.atomic import replacing
 from scripts.utils.errors import InputError, InputFileError
+from scripts.utils.output_lock import locked
 
 logger = logging.getLogger(__name__)
 
 LISTING = "large_files.yml"
-TIMEOUT_SECONDS = 60.0  # without a byte
-CHUNK = 1 << 20
 
 
 class Source(NamedTuple):
@@ -85,7 +81,7 @@ def download(model: str, bundle_root: str | Path = ".") -> Path:
         bundle_root: folder that holds models/.
 
     Raises:
-        InputError: no HTTPS, no connection, a hash or size that differs, no space, ...
+        InputError: no HTTPS, no connection, a hash or size that differs, no space, ...; what came is kept if it helps.
     """
     bundle = bundle_folder(bundle_root)
     source, target = read_source(model, bundle), bundle / PUBLISHED_FILES[model]
@@ -114,86 +110,42 @@ def _is_intact(target: Path, source: Source) -> bool:
 
 
 def fetch(source: Source, target: Path) -> str:
-    """Download a file to ``target`` and return its SHA-256.
+    """Download a file to ``target``, resuming what an earlier call left in ``FILE.part``; return its SHA-256.
 
     Raises:
         InputError: see :func:`download`.
     """
     check_https(source.url)
-    sweep(target.parent, [target.name])
+    part = target.with_name(f"{target.name}.part")
+    refusal = f"download: another process is writing '{part}'; wait until it is done"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
-            _transfer(source.url, temporary)
-            _check_hash(source, temporary)
-            sha256 = sha256_of(temporary)
-            with replacing(record_of(target)) as record:
-                record.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")
+        with locked(part.with_name(f"{part.name}.lock"), refusal):
+            try:
+                transfer(source.url, part)
+                _check_hash(source, part)
+                sha256 = sha256_of(part)
+                with replacing(record_of(target)) as record:
+                    record.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")
+                os.replace(part, target)
+            finally:
+                if not (part.is_file() and part.stat().st_size):
+                    remove_part(part)
     except OSError as error:
         if isinstance(error, InputError):
             raise
-        raise _unwritable(target, error) from error
-    return sha256
-
-
-def _transfer(url: str, path: Path) -> None:
-    """Bring a file over HTTPS to ``path``."""
-    downloader = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(),
-        chunk_size=CHUNK,
-        timeout=TIMEOUT_SECONDS,
-        hooks={"response": partial(_check_answer, url)},
-    )
-    try:
-        downloader(url, str(path), None)
-    except InputError:
-        raise
-    except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: a Location that is no URL
-        reason = getattr(error.args[0], "reason", error) if error.args else error  # without a redirect's query
         raise InputError(
-            f"download: {url} could not be fetched ({reason}); check the network or the proxy, then run the same"
-            " command again"
+            f"download: '{part}' can't be written ({error.strerror or error}); free space on the disk or check the"
+            " folder's permissions, then run the same command again to resume"
         ) from error
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"download: '{path}' can't be written ({error.strerror or error}); free space on the disk or check the"
-        " folder's permissions, then run the same command again"
-    )
+    return sha256
 
 
 def _check_hash(source: Source, path: Path) -> None:
     if not hash_matches(path, source.known_hash):
         found = file_hash(path, hash_algorithm(source.known_hash))
+        remove_part(path)
         raise InputError(
             f"download: {source.url} has the hash {found}, expected {source.known_hash}: the file was removed; try"
             " again later, and if it stays so, do not use it"
         )
-
-
-def _check_answer(url: str, answer: requests.Response, *_: Any, **__: Any) -> None:
-    """Refuse a redirect to another scheme before it is followed, and an answer that is no file."""
-    if answer.is_redirect:
-        check_https(urljoin(answer.url, answer.headers["location"]), f" (redirected from {_site(answer.url)})")
-    elif not answer.ok:
-        raise InputError(f"download: {_site(answer.url)} answers {answer.status_code} {answer.reason} for {url}")
-
-
-def check_https(url: str, where: str = "") -> None:
-    """Refuse a URL that is not HTTPS.
-
-    Raises:
-        InputError: with the URL's scheme and host, and ``where`` it came from.
-    """
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname:
-        raise InputError(f"download: only https is used, got {_site(url)}{where}; large_files.yml names the URL")
-
-
-def _site(url: str) -> str:
-    """Return a URL's scheme and host: what follows may be a key that a redirect gave."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}"

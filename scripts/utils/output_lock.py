@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from scripts.utils.atomic import unwritable
@@ -54,7 +53,8 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
     except OSError as error:
         raise unwritable(folder, error.strerror or error) from error
     try:
-        with _locked(folder):
+        refusal = f"another run is writing to '{folder}'; wait until it has ended, or give another output folder"
+        with locked(folder / LOCK_NAME, refusal):
             _meet()
             yield
             _meet()
@@ -65,15 +65,21 @@ def alone_in(folder: str | os.PathLike[str], rank: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: str | os.PathLike[str]) -> Iterator[None]:
-    path = Path(folder) / LOCK_NAME
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the system's lock of a file, which is made and removed, while the context lasts.
+
+    Args:
+        path: of the file; file systems without locks have none.
+        refusal: what the error says.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
     lock = FileLock(path)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise InputError(
-            f"another run is writing to '{folder}'; wait until it has ended, or give another output folder"
-        ) from error
+        raise InputError(refusal) from error
     except (OSError, NotImplementedError):  # a file system without locks, or where nothing can be written at all
         pass
     try:
@@ -87,5 +93,7 @@ def _locked(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 def _meet() -> None:
     """Wait for the other processes of this run."""
+    import torch  # here, as a download needs no PyTorch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

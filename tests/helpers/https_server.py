@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import shutil
 import ssl
 import subprocess
@@ -28,7 +29,11 @@ class Server(http.server.ThreadingHTTPServer):
     """What it serves, how it fails, and the requests that came."""
 
     content = b""
+    etag: str | None = '"one"'
+    modified: str | None = None
     cut_after: int | None = None  # bytes of the body, then the connection ends
+    honours_range = True
+    honours_if_range = True
     tells_length = True
     redirect: str | None = None  # Location of /moved
     requests: list[dict[str, str]]
@@ -58,11 +63,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.path != "/weights.trch":
             self.send_error(404)
             return
-        self.send_response(200)
+        start = self._start()
+        if start >= len(server.content) and start:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(server.content)}")
+            self.end_headers()
+            return
+        body = server.content[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         if server.tells_length:
-            self.send_header("Content-Length", str(len(server.content)))
+            self.send_header("Content-Length", str(len(body)))
+        for name, value in (("ETag", server.etag), ("Last-Modified", server.modified)):
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(server.content[: server.cut_after])
+        self.wfile.write(body if server.cut_after is None else body[: server.cut_after])
+
+    def _start(self) -> int:
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked is None or not self.server.honours_range:
+            return 0
+        current = self.server.etag or self.server.modified
+        same = self.headers.get("If-Range") == current or not self.server.honours_if_range
+        return int(asked[1]) if same else 0
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -16,6 +16,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -23,10 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pooch
 import pytest
+import requests
 import yaml
+from filelock import FileLock
 
+from scripts.networks import transfers
 from scripts.networks.download import download, read_source
 from scripts.networks.published_weights import PUBLISHED_FILES, check_unchanged, download_command, record_of
 from scripts.utils.errors import InputError
@@ -34,6 +37,12 @@ from tests.helpers.https_server import Server, make_certificate, serving
 
 CONTENT = bytes(range(256)) * 1200  # 300 kB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "CHUNK", 1000)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,9 @@ def server(certificate: tuple[Path, Path]) -> Iterator[Server]:
 @pytest.fixture
 def trusted(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust the local server's certificate."""
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    for name in CERTIFICATES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
 
 
 def bundle(folder: Path, url: str, hash_val: str = "") -> Path:
@@ -64,6 +75,22 @@ def bundle(folder: Path, url: str, hash_val: str = "") -> Path:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in (folder / "models").iterdir()} if (folder / "models").is_dir() else set()
+
+
+def cut_download(folder: Path, server: Server, at: int = 100_000) -> Path:
+    """Start a download whose connection is cut, and return the bundle."""
+    root = bundle(folder, server.url)
+    server.cut_after = at
+    message = (
+        rf"could not be fetched .*{at} bytes read, {len(CONTENT) - at} more.*run the same command again to resume$"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        download("unigradicon", root)
+    assert "\n" not in str(caught.value)
+    assert names(root) == {"unigradicon.pt.part", "unigradicon.pt.part.json"}
+    assert (root / "models" / "unigradicon.pt.part").read_bytes() == CONTENT[:at]
+    server.cut_after = None
+    return root
 
 
 def assert_done(root: Path) -> None:
@@ -91,24 +118,110 @@ def test_sha256sum_accepts_the_note(tmp_path: Path, server: Server, trusted: Non
     subprocess.run(["sha256sum", "--check", record_of(path).name], cwd=path.parent, check=True, capture_output=True)
 
 
-def test_a_download_that_was_cut_leaves_nothing_and_starts_anew(tmp_path: Path, server: Server, trusted: None) -> None:
-    root = bundle(tmp_path, server.url)
-    server.cut_after = 100_000
-    with pytest.raises(InputError, match=r"could not be fetched .*100000 bytes read, 207200 more.* again$") as caught:
+@pytest.mark.parametrize("etag", ['"one"', None, 'W/"weak"'])
+def test_a_cut_download_is_resumed(etag: str | None, tmp_path: Path, server: Server, trusted: None) -> None:
+    server.etag, server.modified = etag, "Wed, 21 Oct 2015 07:28:00 GMT"
+    root = cut_download(tmp_path, server)
+    if etag == 'W/"weak"':
+        server.honours_if_range = False  # this small server compares with the ETag only
+    download("unigradicon", root)
+    assert_done(root)
+    first, second = server.requests
+    assert "range" not in first
+    assert first["accept-encoding"] == second["accept-encoding"] == "identity"  # the bytes are those of the file
+    assert second["range"] == "bytes=99999-"  # from the last byte that is there
+    assert second["if-range"] == (etag if etag == '"one"' else server.modified)
+
+
+def test_a_download_that_was_cut_twice_is_resumed_twice(tmp_path: Path, server: Server, trusted: None) -> None:
+    root = cut_download(tmp_path, server)
+    server.cut_after = 50_000
+    with pytest.raises(InputError, match="50000 bytes read, 157201 more"):
         download("unigradicon", root)
-    assert "\n" not in str(caught.value)
-    assert names(root) == set()
     server.cut_after = None
+    download("unigradicon", root)
+    assert_done(root)
+    assert [request.get("range") for request in server.requests] == [None, "bytes=99999-", "bytes=149998-"]
+
+
+def test_without_a_sign_of_the_file_being_the_same_it_starts_anew(
+    tmp_path: Path, server: Server, trusted: None
+) -> None:
+    server.etag = None
+    root = cut_download(tmp_path, server)
+    download("unigradicon", root)
+    assert_done(root)
+    assert all("range" not in request for request in server.requests)
+
+
+def test_a_server_that_ignores_ranges_is_read_from_the_start(
+    tmp_path: Path, server: Server, trusted: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = cut_download(tmp_path, server)
+    server.honours_range = False
+    with caplog.at_level(logging.INFO):
+        download("unigradicon", root)
+    assert_done(root)
+    assert "starting anew" in caplog.text
+
+
+@pytest.mark.parametrize("honours_if_range", [True, False])
+@pytest.mark.parametrize("size", [200_000, 50_000])  # more than what is there, and less
+def test_a_file_that_changed_meanwhile_is_read_from_the_start(
+    honours_if_range: bool, size: int, tmp_path: Path, server: Server, trusted: None
+) -> None:
+    root = cut_download(tmp_path, server)
+    server.content, server.etag, server.honours_if_range = bytes(size), '"two"', honours_if_range
+    path = download("unigradicon", root)
+    assert path.read_bytes() == bytes(size)
+    assert names(root) == {"unigradicon.pt", "unigradicon.pt.sha256"}
+
+
+def test_a_part_of_another_url_is_of_no_use(tmp_path: Path, server: Server, trusted: None) -> None:
+    root = cut_download(tmp_path, server)
+    record = root / "models" / "unigradicon.pt.part.json"
+    record.write_text(record.read_text().replace("weights.trch", "other.trch"))
+    download("unigradicon", root)
+    assert_done(root)
+    assert "range" not in server.requests[1]
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", None])
+def test_a_part_of_which_nothing_is_recorded_is_of_no_use(
+    record: str | None, tmp_path: Path, server: Server, trusted: None
+) -> None:
+    root = bundle(tmp_path, server.url)
+    (root / "models").mkdir()
+    (root / "models" / "unigradicon.pt.part").write_bytes(b"half")
+    if record is not None:
+        (root / "models" / "unigradicon.pt.part.json").write_text(record)
     download("unigradicon", root)
     assert_done(root)
 
 
-def test_what_a_killed_download_left_is_removed(tmp_path: Path, server: Server, trusted: None) -> None:
-    root = bundle(tmp_path, server.url)
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (root / "models").mkdir()
-    (root / "models" / f".{ended.pid}.unigradicon.pt").write_bytes(b"half")
+def test_a_part_that_is_whole_is_checked_and_used(tmp_path: Path, server: Server, trusted: None) -> None:
+    root = cut_download(tmp_path, server)
+    part = root / "models" / "unigradicon.pt.part"
+    part.write_bytes(CONTENT)
+    bundle(root, server.url, "0" * 64)
+    with pytest.raises(InputError, match="expected sha256:0000"):
+        download("unigradicon", root)
+    assert names(root) == set()
+    root = cut_download(tmp_path, server)
+    part.write_bytes(CONTENT)
+    download("unigradicon", root)
+    assert_done(root)
+    assert server.requests[1]["range"] == server.requests[3]["range"] == "bytes=307199-"
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path, server: Server, trusted: None) -> None:
+    root = cut_download(tmp_path, server)
+    lock = root / "models" / "unigradicon.pt.part.lock"
+    with FileLock(lock), pytest.raises(InputError, match=r"another process is writing .*\.part'; wait") as caught:
+        download("unigradicon", root)
+    assert "\n" not in str(caught.value)
+    assert len(server.requests) == 1
+    lock.touch()  # as a killed process leaves it
     download("unigradicon", root)
     assert_done(root)
 
@@ -180,11 +293,16 @@ def test_a_redirect_to_no_url_is_one_line(tmp_path: Path, server: Server, truste
         download("unigradicon", root)
 
 
-def test_a_redirect_to_https_is_followed(tmp_path: Path, server: Server, trusted: None) -> None:
+def test_a_redirect_to_https_is_followed_and_resumed(tmp_path: Path, server: Server, trusted: None) -> None:
     server.redirect = server.url
     root = bundle(tmp_path, server.url.replace("weights.trch", "moved"))
+    server.cut_after = 1000
+    with pytest.raises(InputError, match="1000 bytes read"):
+        download("unigradicon", root)
+    server.cut_after = None
     download("unigradicon", root)
     assert_done(root)
+    assert server.requests[-1]["range"] == "bytes=999-"
 
 
 def test_a_certificate_that_is_not_trusted_is_refused(tmp_path: Path, server: Server) -> None:
@@ -195,30 +313,70 @@ def test_a_certificate_that_is_not_trusted_is_refused(tmp_path: Path, server: Se
     assert not names(root)
 
 
+def test_requests_own_variable_wins_over_the_systems_certificates(
+    tmp_path: Path, server: Server, trusted: None, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = bundle(tmp_path, server.url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", requests.certs.where())
+    with pytest.raises(InputError, match=r"could not be fetched .*certificate verify failed"):
+        download("unigradicon", root)
+    monkeypatch.setenv("SSL_CERT_FILE", requests.certs.where())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    download("unigradicon", root)
+    assert_done(root)
+
+
+def test_certificates_of_a_system_are_a_file_or_a_folder_or_else_those_of_certifi(
+    tmp_path: Path, server: Server, trusted: None, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "absent"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(folder))
+    root = bundle(tmp_path, server.url)
+    assert transfers._certificates() is True
+    with pytest.raises(InputError, match="certificate verify failed"):
+        download("unigradicon", root)
+    shutil.copy(certificate[0], folder)
+    subprocess.run(["openssl", "rehash", str(folder)], check=True)
+    download("unigradicon", root)
+    assert_done(root)
+
+
+def test_certificates_that_are_not_there_are_one_line(
+    tmp_path: Path, server: Server, trusted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "absent"))
+    with pytest.raises(InputError, match=r"could not be fetched .*absent"):
+        download("unigradicon", bundle(tmp_path, server.url))
+
+
 def test_what_the_server_refuses_is_said(tmp_path: Path, server: Server, trusted: None) -> None:
     root = bundle(tmp_path, server.url.replace("weights", "absent"))
     with pytest.raises(InputError, match=r"127\.0\.0\.1 answers 404 Not Found for https://.*absent"):
         download("unigradicon", root)
 
 
-def test_a_full_disk_is_one_line(
+def test_a_full_disk_is_one_line_and_the_part_is_kept(
     tmp_path: Path, server: Server, trusted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = bundle(tmp_path, server.url)
 
-    def full(*_: object) -> None:
+    def full(answer: requests.Response, chunk_size: int) -> Iterator[bytes]:
+        yield answer.raw.read(chunk_size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(pooch.HTTPDownloader, "__call__", full)
+        patched.setattr(requests.Response, "iter_content", full)
         with pytest.raises(
-            InputError, match=r"unigradicon\.pt' can't be written \(No space left on device\)"
+            InputError, match=r"unigradicon\.pt\.part' can't be written \(No space left on device\)"
         ) as caught:
             download("unigradicon", root)
     assert "\n" not in str(caught.value)
-    assert names(root) == set()
+    assert names(root) == {"unigradicon.pt.part", "unigradicon.pt.part.json"}
     download("unigradicon", root)
     assert_done(root)
+    assert server.requests[-1]["range"] == "bytes=999-"
 
 
 def test_a_file_in_the_way_of_the_folder_is_one_line(tmp_path: Path, server: Server, trusted: None) -> None:
@@ -273,7 +431,7 @@ def test_the_command_downloads_into_a_bundle_and_ends_errors_with_one_line(
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1].startswith("error: download: https://127.0.0.1")
     assert "Traceback" not in refused.stderr
-    done = run(words, tmp_path, REQUESTS_CA_BUNDLE=str(certificate[0]))
+    done = run(words, tmp_path, REQUESTS_CA_BUNDLE="", CURL_CA_BUNDLE="", SSL_CERT_FILE=str(certificate[0]))
     assert done.returncode == 0, done.stderr
     assert f"SHA-256 {SHA256}" in done.stderr
     assert_done(root)

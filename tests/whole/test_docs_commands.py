@@ -409,7 +409,8 @@ def test_the_examples_in_python_run(page: str, tmp_path: Path, monkeypatch: pyte
     found["fixed_points"] = np.array([[0.0, 10.0, 20.0]])
     for code in in_memory:
         exec(code, found)
-        assert torch.equal(found["result"].displacement_mm, first.displacement_mm)
+        gap = (found["result"].displacement_mm - first.displacement_mm).abs().max()
+        assert float(gap) < 1e-3  # affines of the files are float32
         by_itk = found["transform"].TransformPoint([0.0, -10.0, 20.0])  # the same point, LPS
         np.testing.assert_allclose(np.array(by_itk) * [-1, -1, 1], found["moving_points"][0], atol=1e-4)
 

@@ -167,16 +167,16 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
 
 
 TWO_RANKS = """
-import sys, time
+import pathlib, sys, time
 import torch.distributed as dist
 from scripts.utils.errors import InputError
-from scripts.utils.output_lock import _locked, alone_in
+from scripts.utils.output_lock import LOCK_NAME, alone_in, locked
 dist.init_process_group("gloo")
 with alone_in(sys.argv[1], dist.get_rank()):
     if dist.get_rank() == 1:  # the first one has nothing to do
         time.sleep(2)
         try:
-            with _locked(sys.argv[1]):
+            with locked(pathlib.Path(sys.argv[1]) / LOCK_NAME, 'refused'):
                 print("free")
         except InputError:
             print("locked")

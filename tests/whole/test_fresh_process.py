@@ -121,7 +121,7 @@ base.LibraryLoader.setup = watched
 from scripts.cohort.run import CaseQueue
 from scripts.training.list_check import check_files
 from scripts.utils.pipelining import ReadAhead
-from scripts.data.reading import LoadVolumesd
+from scripts.transforms.load import LoadVolumesd
 names = [f"mine/images/p{number}.nii.gz" for number in range(2)]
 check_files([{"image": name} for name in names], progress=False)
 load = LoadVolumesd("image")
