@@ -12,7 +12,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,16 @@ def test_each_package_says_what_lives_there_what_does_not_and_what_it_imports(sc
         text = path.read_text(encoding="utf-8").split('"""')[1]
         assert text.count(". ") + text.count(".\n") >= 3, path
         assert re.search(r"\bimports\b", text), path
+
+
+def test_mutants_are_made_of_files_that_are_there(bundle_root: Path) -> None:
+    settings = tomllib.loads((bundle_root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    paths = settings["only_mutate"] + settings["pytest_add_cli_args_test_selection"]
+    assert [path for path in paths if not (bundle_root / path).is_file()] == []
+
+
+def test_tools_import_what_is_there(bundle_root: Path) -> None:
+    for path in (bundle_root / "tools").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in ("scripts", "tests", "tools"):
+                assert find_spec(str(node.module)) is not None, f"{path}: {node.module}"

@@ -33,8 +33,8 @@ import itk
 import nibabel as nib
 import torch
 from PIL import Image
-from tests.test_cohort import results, write_list
 
+from tests.cohort.test_run import results, write_list
 from tests.helpers.known_pair import ROOT, write_known_pair
 from tests.helpers.training_run import SMALL, assert_same_state, load, synthetic_list
 
