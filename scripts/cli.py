@@ -93,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        given = re.findall(r"--[\w-]+", message)
+        given = re.findall(r"--[\w:-]+", message)
         hints = [difflib.get_close_matches(word, _known_options(self), 1) for word in given]
         names = [*COMMANDS, *PROGRAMS, "report", "download", "export"]
         wrong = re.findall(r"invalid choice: '(\w+)'", message)
@@ -110,7 +110,7 @@ class _Parser(argparse.ArgumentParser):
 def _known_options(parser: argparse.ArgumentParser) -> list[str]:
     found: list[str] = []
     for action in parser._actions:
-        found += action.option_strings
+        found += [] if action.help == argparse.SUPPRESS else action.option_strings  # old names
         if isinstance(action, argparse._SubParsersAction):
             found += [option for sub in action.choices.values() for option in _known_options(sub)]
     return found

@@ -106,6 +106,12 @@ def test_a_wrong_command_ends_with_one_line_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_misspelled_member_is_answered_with_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["register", "m", "f", "--save::pgae", "true"])
+    assert "did you mean --save::page?" in capsys.readouterr().err
+
+
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"fixed": "nowhere.nii.gz"}, "nowhere.nii.gz"),
     ({"fixed_modality": "pet"}, "fixed_modality 'pet' is unknown"),
