@@ -29,6 +29,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from scripts.data.case import LANDMARKS, SIDES, Case
+from scripts.data.cases import frame_number
 from scripts.data.itk_transforms import to_itk
 from scripts.data.memory_images import is_array, volume_in_memory
 from scripts.geometry.grid_transform import GridTransform
@@ -130,9 +131,10 @@ def register(
     for side in SIDES:
         if affines[side] is not None and not any(is_array(image) for key, image in given.items() if side in key):
             raise InputError(f"{side}_affine is for arrays, and the {side} image has its own geometry; leave it out")
+    frame = None if options.get("frame") is None else frame_number("frame", options["frame"])
     for key, image in given.items():
         own = affines[key.partition("_")[0]]
-        options[key] = _image(key, image, affine if own is None else own, options.get("frame"))
+        options[key] = _image(key, image, affine if own is None else own, frame)
     for key in LANDMARKS:
         if not isinstance(options.get(key), (str, Path, type(None))):
             options[key] = _points(key, options[key])

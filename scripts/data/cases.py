@@ -274,7 +274,7 @@ def _case(values: Mapping[str, Any], where: str, base: Path) -> CaseFiles:
             case[series] = str(values[series]).strip()
     for frame in FRAMES:
         if frame in values:
-            case[frame] = _frame(frame, values[frame], where)
+            case[frame] = frame_number(frame, values[frame], where)
     return case
 
 
@@ -312,7 +312,12 @@ def _check_case(case: CaseFiles, where: str, known: dict[Any, Kept]) -> dict[str
     return opened
 
 
-def _frame(key: str, value: Any, where: str) -> int:
+def frame_number(key: str, value: Any, where: str = "") -> int:
+    """Return the volume of a 4-D image that is meant.
+
+    Raises:
+        InputError: it is no whole number from 0.
+    """
     text = str(value).strip()
     if not text.isdecimal() or isinstance(value, bool):
         raise InputError(f"{where}{key} must be a whole number from 0, got '{value}'")

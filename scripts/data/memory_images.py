@@ -94,7 +94,10 @@ def _image(image: Any, affine: Any) -> _Image:
     if is_array(image):
         if affine is None:
             raise InputError("an array has no geometry; give its affine, (4, 4), voxel -> world RAS mm")
-        matrix = np.asarray(torch.as_tensor(affine).cpu(), dtype=np.float64)
+        try:
+            matrix = np.asarray(torch.as_tensor(affine).cpu(), dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError):
+            matrix = np.empty(0)  # refused by its shape
         if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.array_equal(matrix[3], (0, 0, 0, 1)):
             raise InputError(
                 f"the affine of an array must be a finite (4, 4) matrix with the last row 0 0 0 1: {affine}"
