@@ -106,7 +106,7 @@ def check_types(config: ConfigParser, defaults: Mapping[str, Sequence[Any]]) -> 
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         for kind, is_right, words in (
             ((int, float), is_number, "a number"),
-            (list, isinstance(value, (list, tuple)), "a list"),
+            (list, isinstance(value, (list, tuple, type(None))), "a list"),  # null: in training, of the weights
             (dict, isinstance(value, Mapping), "a mapping"),
             (bool, _is_switch(value), "True or False"),
         ):

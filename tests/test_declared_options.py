@@ -183,6 +183,12 @@ def test_numbers_lists_and_switches_have_their_forms(options: dict[str, Any]) ->
         run_workflow(("inference.yaml",), options)
 
 
+def test_training_takes_the_shape_of_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "end.yaml").write_text("run: [{_target_: scripts.options.check_options}]\n")
+    nothing = dict.fromkeys(("network_shape", "down_channels", "up_channels"))
+    run_workflow(("train.yaml", str(tmp_path / "end.yaml")), nothing)
+
+
 def test_the_help_needs_no_heavy_packages() -> None:
     code = "import sys, scripts.cli; scripts.cli.build_parser(); print({'torch', 'monai', 'itk'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
