@@ -30,7 +30,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from scripts.data.case import Case, CaseFiles
-from scripts.data.report import ERROR_NAME, REPORT_NAME, file_states, input_paths, is_done
+from scripts.data.report import ERROR_NAME, REPORT_NAME, input_paths, is_done
 from scripts.transforms.outputs.files import remove_results, sweep_results
 from scripts.utils.errors import InputError, describe_memory_error, find_input_error, quiet_engine
 from scripts.utils.itk_modules import load_itk_modules
@@ -155,11 +155,10 @@ def remaining_cases(
 
 def _is_complete(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None) -> bool:
     folder = Path(case["case_dir"])
-    if not is_done(case, settings, weights):
+    if not is_done(case, settings, weights, seed):
         return False
     report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
-    same_files = report.get("input_states") == file_states(input_paths(case))
-    return same_files and report.get("seed") == seed and all((folder / name).exists() for name in report["outputs"])
+    return all((folder / name).exists() for name in report["outputs"])
 
 
 def run_cohort(

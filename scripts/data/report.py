@@ -119,23 +119,37 @@ def build_report(
     }
 
 
-def is_done(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
-    """Tell whether a case's folder holds the report of exactly this registration."""
-    path = Path(case["case_dir"]) / "report.json"
+def is_done(case: CaseFiles, settings: Mapping[str, Any], weights: Mapping[str, Any], seed: int | None = None) -> bool:
+    """Tell whether a case's folder holds the report of exactly this registration, of files that are as they were."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = json.loads((Path(case["case_dir"]) / REPORT_NAME).read_text(encoding="utf-8"))
+        found = {
+            "inputs": report["inputs"],
+            "input_states": report["input_states"],
+            "settings": _compared(report["settings"]),
+            "sha256": report["weights"].get("sha256"),
+            "seed": report["seed"],
+            "bundle": report["versions"]["bundle"],
+        }
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # none, half, or not ours
         return False
-    # another GPU does the same, and what the fallback cut short is as good as it gets
-    settings, known_settings = (
-        {key: value for key, value in (given or {}).items() if key not in ("device", "oom_fallback")}
-        for given in (settings, report.get("settings"))
-    )
-    expected = {"inputs": input_paths(case), "settings": settings, "sha256": weights.get("sha256")}
-    known = {
-        "inputs": report.get("inputs"),
-        "settings": known_settings,
-        "sha256": report.get("weights", {}).get("sha256"),
-        "bundle": report.get("versions", {}).get("bundle"),
+    wanted = {
+        "inputs": input_paths(case),
+        "input_states": file_states(input_paths(case)),
+        "settings": _compared(settings),
+        "sha256": weights.get("sha256"),
+        "seed": seed,
+        "bundle": versions()["bundle"],
     }
-    return bool(known == strict({**expected, "bundle": versions()["bundle"]}))
+    return bool(found == strict(wanted))
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    # another GPU does the same, and what the fallback cut short is as good as it gets
+    return {key: value for key, value in settings.items() if key not in ("device", "oom_fallback")}

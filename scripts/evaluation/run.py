@@ -50,21 +50,23 @@ def remaining_cases(
     settings: Mapping[str, Any],
     weights: Mapping[str, Any],
     resume: bool = True,
+    seed: int | None = None,
     rank: int = 0,
     processes: int = 1,
 ) -> list[CaseFiles]:
-    """Return the cases of this process that have no report with the same inputs, settings, weights and version yet.
+    """Return the cases of this process that have no report of the same files, settings, weights, seed and version.
 
     Args:
         cases: of :func:`scripts.data.cases.load_cases`.
         settings: options of this run, as reports hold them.
         weights: name and hash, likewise.
         resume: False does all cases anew.
+        seed: of the random numbers.
         rank: of this process.
         processes: how many share the work; each takes every ``processes``-th case.
     """
     share = list(cases)[rank::processes]
-    left = [case for case in share if not (resume and is_done(case, settings, weights))]
+    left = [case for case in share if not (resume and is_done(case, settings, weights, seed))]
     if len(left) < len(share):
         logger.info(
             "%d of %d cases are done already; --resume False does them anew", len(share) - len(left), len(share)

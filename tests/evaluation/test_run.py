@@ -114,22 +114,32 @@ def test_two_processes_share_the_pairs_and_write_one_table(tmp_path: Path) -> No
 
 def test_cases_are_dealt_out_and_known_by_inputs_settings_and_weights(tmp_path: Path) -> None:
     cases = [{"case": f"c{n}", "case_dir": str(tmp_path / f"c{n}"), "fixed": f"f{n}", "moving": "m"} for n in range(5)]
-    shares = [remaining_cases(cases, {}, {}, True, rank, 2) for rank in (0, 1)]
+    shares = [remaining_cases(cases, {}, {}, rank=rank, processes=2) for rank in (0, 1)]
     assert [[case["case"] for case in share] for share in shares] == [["c0", "c2", "c4"], ["c1", "c3"]]
     (tmp_path / "c0").mkdir()
     report: dict[str, Any] = {"inputs": {"fixed": "f0", "moving": "m"}, "settings": {"a": [1, 2]}}
-    report |= {"weights": {"sha256": "x"}, "versions": versions()}
+    report |= {"weights": {"sha256": "x"}, "versions": versions(), "input_states": {}, "seed": None}
     (tmp_path / "c0" / "report.json").write_text(json.dumps(report))
     assert is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
     assert not is_done(cases[0], {"a": (1, 3)}, {"sha256": "x"})
     assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "y"})
     assert not is_done({**cases[0], "fixed": "other"}, {"a": (1, 2)}, {"sha256": "x"})
+    assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"}, seed=1)
     assert remaining_cases(cases[:1], {"a": (1, 2)}, {"sha256": "x"}) == []
     assert remaining_cases(cases[:1], {"a": (1, 2)}, {"sha256": "x"}, resume=False) == cases[:1]
     (tmp_path / "c0" / "report.json").write_text(json.dumps({**report, "versions": {"bundle": "0.0.1"}}))
     assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
-    (tmp_path / "c0" / "report.json").write_text("{")  # half a file counts as none
-    assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
+    for text in ("{", "[]", '{"weights": null}'):  # half a file, or another program's, counts as none
+        (tmp_path / "c0" / "report.json").write_text(text)
+        assert not is_done(cases[0], {"a": (1, 2)}, {"sha256": "x"})
+    (tmp_path / "f0").write_text("now there is a file, and another time")
+    absolute = {**cases[0], "fixed": str(tmp_path / "f0")}
+    states = {"fixed": [37, (tmp_path / "f0").stat().st_mtime_ns]}
+    report |= {"inputs": {"fixed": absolute["fixed"], "moving": "m"}, "input_states": states}
+    (tmp_path / "c0" / "report.json").write_text(json.dumps(report))
+    assert is_done(absolute, {"a": (1, 2)}, {"sha256": "x"})
+    (tmp_path / "f0").write_text("the same name, another image")
+    assert not is_done(absolute, {"a": (1, 2)}, {"sha256": "x"})
 
 
 PAPER = {  # mTRE mm or Dice %: start, zero-shot, with instance optimization, SyN (Tian et al., MICCAI 2024)
