@@ -238,7 +238,7 @@ class _LevelLoss:
         loss = similarity + self.objective.lambda_gradicon * regularity
         if self.objective.dice_weight > 0:
             if self.pair.moving_label is None or self.pair.fixed_label is None:
-                raise ValueError("optimize_field: dice_weight > 0 needs moving_label and fixed_label")
+                raise InputError("dice_weight > 0 needs moving_label and fixed_label")
             labels = self.pair.moving_label, self.pair.fixed_label
             loss = loss + self.objective.dice_weight * symmetric_dice_loss(*labels, points[:1], points[1:])
         return loss, similarity, regularity

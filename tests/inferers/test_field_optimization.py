@@ -295,3 +295,9 @@ def test_a_loss_that_is_no_number_leaves_the_start() -> None:
     start = torch.zeros(2, 3, 8, 8, 8)
     found = optimize_field(ImagePair(moving, image, affine(), affine()), start, OBJECTIVE, [Level(16, 3)])
     assert torch.isfinite(found.displacement).all()
+
+
+def test_the_dice_loss_without_labels_is_refused_in_one_line() -> None:
+    objective = FieldObjective(LNCC(2), dice_weight=1.0)
+    with pytest.raises(InputError, match=r"^dice_weight > 0 needs moving_label and fixed_label$"):
+        optimize_field(shifted_pair(0, 1.0), torch.zeros(2, 3, 4, 4, 4), objective, LEVELS[:1])
