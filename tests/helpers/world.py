@@ -27,7 +27,7 @@ from tests.helpers.inference import run_inference
 from tests.helpers.known_pair import FIXED, FIXED_SHAPE, QUICK, grid_points, write_known_pair
 from tools.benchmarks.pairs import reorder_axes
 
-NO_OTHER_FILES = {f"save_{name}": False for name in ("displacement", "warped", "jacobian", "confidence", "overview")}
+NO_OTHER_FILES = {f"save::{name}": False for name in ("displacement", "warped", "jacobian", "confidence", "overview")}
 ORDERS = tuple(permutations((0, 1, 2)))
 FLIPS = tuple(product((False, True), repeat=3))
 ORIENTATIONS = tuple(product(ORDERS, FLIPS))  # all 48: order of the axes, and which are flipped
