@@ -47,8 +47,11 @@ autodoc_typehints = "signature"
 autodoc_type_aliases = {"Image": "Image"}
 nitpicky = True  # docstrings' references are checked, but for those to other packages and to constants: no targets here
 nitpick_ignore_regex = [
-    ("py:class", r"(torch|numpy|monai|collections|pathlib|os)\..+|Tensor|Image|Header|scripts\.checkpoints\.Network"),
-    ("py:class", r"scripts\.itk_resampling\.Grid"),
+    (
+        "py:class",
+        r"(torch|numpy|monai|collections|pathlib|os)\..+|Tensor|Image|Header|scripts\.networks\.checkpoints\.Network",
+    ),
+    ("py:class", r"scripts\.data\.itk_resampling\.Grid"),
     ("py:data", r"[A-Z_]+"),
 ]
 

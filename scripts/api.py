@@ -76,7 +76,7 @@ class RegistrationResult:
     warped_label: MetaTensor | None
     """Moving label on the fixed grid, if one was given."""
     displacement_mm: Tensor
-    """(3, I, J, K), RAS mm, on the fixed grid: from each voxel's center to the moving point."""
+    """From each voxel's center of the fixed grid to the moving point, (3, I, J, K), RAS mm."""
     forward_transform: PointTransform
     """Fixed point -> moving point; given to ITK, it resamples the moving image."""
     inverse_transform: PointTransform | None

@@ -26,7 +26,7 @@ BUNDLE_ROOT = Path(__file__).resolve().parents[1]
 
 
 class Workflow(ConfigWorkflow):
-    """MONAI's workflow that keeps what it was made of, so that its options can be checked (:mod:`scripts.callers`).
+    """MONAI's workflow that keeps what it was made of, so that its options can be checked (``scripts.callers``).
 
     Args:
         config_files: paths; later files override earlier ones.

@@ -11,7 +11,7 @@
 """The case: one pair on its way through a workflow, from the paths of its files to the report.
 
 MONAI's transforms and engines pass mappings on, so a case is a typed dictionary: mypy refuses a wrong key or type.
-:class:`CaseFiles` is what a list of cases holds, :class:`Case` what :class:`scripts.transforms.load.LoadVolumesd` makes
+:class:`CaseFiles` is what a list of cases holds, :class:`Case` what ``scripts.transforms.LoadVolumesd`` makes
 of it and every later step adds to. A transform whose ``keys`` come from a config works on any mapping, as MONAI's do.
 """
 
@@ -58,7 +58,7 @@ class WorldTransforms:
     network_inverse: GridTransform | None
     """``inverse`` over what the network saw."""
     displacement_mm: Tensor
-    """(3, I, J, K): ``forward(x) - x`` on the fixed image's own grid; the outputs share it."""
+    """``forward(x) - x`` on the fixed image's own grid, (3, I, J, K); the outputs share it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class CaseFiles(_Pair, total=False):
     fixed_label: str | MetaTensor
     moving_label: str | MetaTensor
     error: str
-    """Of a cohort: why the pair can't be registered."""
+    """Why the pair of a cohort can't be registered."""
 
 
 class Case(_Pair, total=False):
@@ -136,7 +136,7 @@ class Case(_Pair, total=False):
     """Copy of the label that follows its image onto the network's grid."""
     moving_network_label: MetaTensor
     prealign: str
-    """What :class:`scripts.transforms.prealign.Prealignd` found and did, in words."""
+    """What ``scripts.transforms.Prealignd`` found and did, in words."""
 
     # results
     pred: Registration
@@ -145,9 +145,9 @@ class Case(_Pair, total=False):
     warped_label: np.ndarray
     """Moving label on the fixed grid, (I, J, K), in its type on disk."""
     metrics: dict[str, Any]
-    """As in report.json: folding, inconsistency, Dice, landmark errors."""
+    """Folding, inconsistency, Dice, landmark errors, as in report.json."""
     quality: dict[str, Any]
-    """As in report.json: figures without labels, verdict, reasons."""
+    """Figures without labels, verdict, reasons, as in report.json."""
     quality_maps: QualityMaps
     written: tuple[str, ...]
     """Names of the files in ``case_dir``."""

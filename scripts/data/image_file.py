@@ -10,7 +10,7 @@
 # limitations under the License.
 """An image file that was opened: its header, parsed once, and what reading its voxels goes by.
 
-The one place where the formats part: NIfTI is read by nibabel, DICOM by :mod:`scripts.data.dicom_series`, all else by
+The one place where the formats part: NIfTI is read by nibabel, DICOM by ``scripts.data.dicom_series``, all else by
 ITK. :func:`open_image` settles what their headers leave open, so that geometry means the same whatever the format.
 Inputs are only ever opened for reading, and no file is held open.
 """
@@ -57,7 +57,7 @@ class ImageFile:
     header: Header
     voxels: Voxels
     state: str
-    """Of :func:`scripts.utils.regular_files.file_state`, before the header was read."""
+    """Of ``scripts.utils.regular_files.file_state``, before the header was read."""
 
     def is_current(self) -> bool:
         """Tell whether the file is still the one that was opened."""

@@ -54,7 +54,7 @@ class _Image(NamedTuple):
 
 
 def volume_in_memory(option: str, image: Any, affine: Any = None, frame: int | None = None) -> MetaTensor:
-    """Return an image in memory as :class:`scripts.transforms.load.LoadVolumesd` returns one of a file.
+    """Return an image in memory as ``scripts.transforms.LoadVolumesd`` returns one of a file.
 
     Args:
         option: name of the option, for messages; labels are named ``..._label``.

@@ -31,7 +31,10 @@ EXACT_IN_FLOAT32 = 2**24
 
 
 def read_header(path: str, series: str | None = None) -> Header:
-    """Read the header of an image file or of a DICOM series in a folder, not the voxels; see :func:`open_image`."""
+    """Read the header of an image file or of a DICOM series in a folder, not the voxels.
+
+    See :func:`scripts.data.image_file.open_image`.
+    """
     return open_image(path, series).header
 
 
@@ -39,7 +42,7 @@ def read_volume(path: str, series: str | None = None) -> Volume:
     """Read an image file, of any number of dimensions, or one DICOM series of a folder.
 
     Raises:
-        InputFileError: see :func:`open_image`; or the file is cut off or damaged.
+        InputFileError: see :func:`scripts.data.image_file.open_image`; or the file is cut off or damaged.
     """
     return open_image(path, series).read()
 

@@ -90,7 +90,9 @@ class RegistrationNetwork(nn.Module):
 
     @torch.jit.export
     def displacements(self, moving: Tensor, fixed: Tensor) -> list[Tensor]:
-        """Return the displacement field of each UNet, coarse to fine, to be composed by :func:`apply_displacements`.
+        """Return the displacement field of each UNet, coarse to fine.
+
+        They are composed by :func:`scripts.geometry.composition.apply_displacements`.
 
         Args:
             moving: (B, 1, D, H, W) in [0, 1].

@@ -36,7 +36,7 @@ class Output:
     files: ClassVar[tuple[str, ...]]
     """Names of the files or folders that it writes; ``*`` stands for what differs from case to case."""
     runs_alone: ClassVar[bool] = False
-    """True: no other output may take the space on the disk that it has found."""
+    """Whether it runs before all others, which might take the space on the disk that it has found."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the kind."""

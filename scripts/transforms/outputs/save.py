@@ -41,7 +41,7 @@ class SaveOutputsd(Transform):
     When one fails, the others are still finished before its error is raised.
 
     Args:
-        save: switches by the ``name`` of :class:`Output`; the files are listed in this order.
+        save: switches by the ``name`` of an output; the files are listed in this order.
         settings: options to report.
         weights: ``name`` and ``sha256`` of the network's weights.
         seed: of the random numbers.
