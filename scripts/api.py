@@ -67,7 +67,7 @@ class PointTransform:
         return to_itk(self.transform)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegistrationResult:
     """What a registration gives."""
 
@@ -91,6 +91,11 @@ class RegistrationResult:
     """Content of report.json."""
     output_dir: Path | None
     """Where the files are; None if no folder was asked for."""
+
+    def __repr__(self) -> str:
+        """Return what fits a line: arrays and the report are long."""
+        shape = tuple(self.warped_moving.shape[1:])
+        return f"RegistrationResult(verdict={self.verdict!r}, fixed grid {shape}, output_dir={self.output_dir})"
 
     @property
     def verdict(self) -> str:

@@ -249,3 +249,9 @@ def test_images_that_are_aligned_already_are_not_called_a_failure(tmp_path: Path
     pair = write_known_pair(tmp_path / "data")
     result = register(pair["fixed"], pair["fixed"], **QUICK)
     assert result.verdict == "ok", result.report["quality"]["reasons"]
+
+
+def test_a_result_prints_in_one_line(tmp_path: Path) -> None:
+    result = register(*(write_known_pair(tmp_path)[side] for side in ("moving", "fixed")), **QUICK)
+    assert len(repr(result)) < 120
+    assert result.verdict in repr(result)

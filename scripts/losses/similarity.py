@@ -77,7 +77,7 @@ class LNCC(Similarity):
     ) -> None:
         super().__init__()
         if sigma <= 0 or stride < 1:
-            raise ValueError(f"LNCC: sigma must be positive (voxels) and stride at least 1, got {sigma} and {stride}")
+            raise InputError(f"LNCC: sigma must be positive (voxels) and stride at least 1, got {sigma} and {stride}")
         self.sigma = float(sigma)
         self.squared = squared
         self.stride = int(stride)
