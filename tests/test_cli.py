@@ -28,6 +28,7 @@ import torch
 from scripts import cli
 from scripts.geometry.smoothing import gaussian_blur
 from scripts.utils.errors import find_input_error
+from tests.helpers.commands import run_modules
 from tests.helpers.inference import ROOT, run_inference
 
 QUICK = {"field::levels": {"default": [[16, 10]]}, "image_shape": [48, 48, 48]}
@@ -84,26 +85,31 @@ def test_the_command_registers_from_another_folder(bundle_root: Path, tmp_path: 
     assert {name: Path(path).read_bytes() for name, path in pair.items()} == before
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--fixd", "a.nii.gz"], "error: unknown option --fixd, did you mean 'fixed'?"),
-        (["--model", "unigradicon"], "scripts download unigradicon"),
-        (["--image_shape", "[40000,40000,40000]"], "error: out of memory ("),
-        (["--preset", "quick"], "error: preset: expected one of fast, default, accurate, got 'quick'"),
-    ],
+WRONG = (
+    (["--fixd", "a.nii.gz"], "error: unknown option --fixd, did you mean 'fixed'?"),
+    (["--model", "unigradicon"], "scripts download unigradicon"),
+    (["--image_shape", "[40000,40000,40000]"], "error: out of memory ("),
+    (["--preset", "quick"], "error: preset: expected one of fast, default, accurate, got 'quick'"),
+    (["--field::sigma", "-1"], "error: LNCC: sigma must be positive (voxels) and stride at least 1, got -1 and 1"),
 )
+
+
 def test_a_wrong_command_ends_with_one_line_and_writes_nothing(
-    bundle_root: Path, tmp_path: Path, pair: dict[str, str], words: list[str], message: str
+    bundle_root: Path, tmp_path: Path, pair: dict[str, str]
 ) -> None:
+    config = str(bundle_root / "configs" / "inference.yaml")
+    start = ["monai.bundle", "run", "inference", "--bundle_root", str(bundle_root), "--config_file", config]
     given = [word for name, value in pair.items() for word in (f"--{name}", value)]
-    done = command(bundle_root, tmp_path, *given, *words, "--output_dir", str(tmp_path / "out"))
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert message in last
-    assert last.startswith("error: ")
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    out, printed = tmp_path / "out", tmp_path / "printed"
+    printed.mkdir()
+    commands = [[*start, *given, *words, "--output_dir", str(out)] for words, _ in WRONG]
+    for done, (_, message) in zip(run_modules(commands, printed, tmp_path), WRONG, strict=True):
+        assert done.returncode != 0
+        last = done.stderr.strip().splitlines()[-1]
+        assert message in last
+        assert last.startswith("error: ")
+        assert "Traceback" not in done.stderr
+    assert not out.exists()
 
 
 def test_a_misspelled_member_is_answered_with_its_new_name(capsys: pytest.CaptureFixture[str]) -> None:

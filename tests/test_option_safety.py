@@ -25,6 +25,7 @@ from scripts.cli import main
 from scripts.option_safety import refuse_code
 from scripts.utils.errors import InputError
 from scripts.workflow import run_workflow
+from tests.helpers.commands import run_modules
 from tests.helpers.known_pair import ROOT
 
 CODE = "$__import__('pathlib').Path({path!r}).touch()"
@@ -41,26 +42,27 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    ("run_id", "configs"),
-    [
-        ("inference", ["inference"]),
-        ("cohort", ["inference", "cohort"]),
-        ("evaluate", ["inference", "evaluate"]),
-        ("apply", ["apply"]),
-        ("training", ["train"]),
-        ("training", ["train", "finetune"]),
-    ],
+WORKFLOWS = (
+    ("inference", ["inference"]),
+    ("cohort", ["inference", "cohort"]),
+    ("evaluate", ["inference", "evaluate"]),
+    ("apply", ["apply"]),
+    ("training", ["train"]),
+    ("training", ["train", "finetune"]),
 )
-def test_a_command_runs_no_code_of_its_options(tmp_path: Path, run_id: str, configs: list[str]) -> None:
-    files = [f"configs/{name}.yaml" for name in configs]
-    option = "output_dir" if run_id != "training" else "ckpt_dir"
+
+
+def test_a_command_runs_no_code_of_its_options(tmp_path: Path) -> None:
     code = CODE.format(path=str(tmp_path / "ran"))
-    # seed is what is needed first
-    option = option if run_id == "apply" else "seed"
-    result = command(run_id, "--config_file", str(files), f"--{option}", code)
-    assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith(f"error: {option}: expected a plain value, got the code")
+    commands, options = [], []
+    for run_id, configs in WORKFLOWS:
+        files = [f"configs/{name}.yaml" for name in configs]
+        options.append("output_dir" if run_id == "apply" else "seed")  # what is needed first
+        commands.append(["monai.bundle", "run", run_id, "--config_file", str(files), f"--{options[-1]}", code])
+    for result, option in zip(run_modules(commands, tmp_path), options, strict=True):
+        assert result.returncode == 1
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"error: {option}: expected a plain value, got the code"), last
     assert not (tmp_path / "ran").exists()
 
 
