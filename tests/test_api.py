@@ -13,8 +13,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from scripts.api import register
 from scripts.declared_options import declared_options
 from scripts.utils.errors import InputError
 from scripts.workflow import run_workflow
+from tests.helpers.commands import run_modules
 from tests.helpers.known_pair import CENTER, ROOT, SHIFT_LPS_MM, write_known_pair
 from tests.helpers.libraries import images, kinds_of
 
@@ -149,26 +148,26 @@ def test_wrong_calls_are_refused_in_a_line(tmp_path: Path, change: dict[str, Any
 
 def test_the_command_runs_from_another_folder(tmp_path: Path) -> None:
     pair = write_known_pair(tmp_path / "data")
-    command = [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "register", pair["moving"], pair["fixed"]]
+    register_words = [str(ROOT / "scripts"), "register", pair["moving"]]
     options = ["--model", "none", "--device", "cpu", "--image_shape", "[24,24,24]", "--progress", "false"]
     levels = ["--field::levels", "{default: [[16, 8]]}"]
-    done = subprocess.run([*command, *options, *levels], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "output" / "report.json").is_file()
-    assert "verdict" in done.stdout
     carry = [str(tmp_path / "output" / "forward_transform.h5"), "--landmarks", pair["fixed_landmarks"]]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / "scripts"), "apply", *carry, "--output_dir", "points"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    commands = [
+        [*register_words, pair["fixed"], *options, *levels],
+        [str(ROOT / "scripts"), "apply", *carry, "--output_dir", "points"],
+        [*register_words, "none.nii.gz"],
+    ]
+    printed = tmp_path / "printed"
+    printed.mkdir()
+    registered, applied, refused = run_modules(commands, printed, tmp_path)
+    assert registered.returncode == 0, registered.stderr
+    assert (tmp_path / "output" / "report.json").is_file()
+    assert "verdict" in registered.stdout
+    assert applied.returncode == 0, applied.stderr
     assert (tmp_path / "points" / "fixed_warped.csv").is_file()
-    done = subprocess.run([*command[:-1], "none.nii.gz"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: fixed: 'none.nii.gz' does not exist")
-    assert "Traceback" not in done.stderr
+    assert refused.returncode == 1
+    assert refused.stderr.strip().splitlines()[-1].startswith("error: fixed: 'none.nii.gz' does not exist")
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("command", [*cli.COMMANDS, "report"])

@@ -33,7 +33,8 @@ for number, words in enumerate(json.loads(sys.argv[1])):
         sys.argv = words
         code = 0
         try:
-            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            run = runpy.run_path if os.path.isdir(words[0]) else runpy.run_module
+            run(words[0], run_name="__main__", **({} if run is runpy.run_path else {"alter_sys": True}))
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except BaseException as error:
@@ -56,10 +57,11 @@ class Ended(NamedTuple):
 
 
 def run_modules(commands: Sequence[Sequence[str]], folder: Path, where: Path = ROOT) -> list[Ended]:
-    """Run ``python -m MODULE WORDS`` for each command, the module first, in a folder; return how they ended.
+    """Run ``python -m MODULE WORDS`` for each command, or a folder's program, in a folder; return how they ended.
 
     Args:
-        commands: each in a process that is forked after ``monai.bundle`` is imported, which takes most of the time.
+        commands: each in a process that is forked after ``monai.bundle`` is imported, which takes most of the time. The
+            module comes first, or the path of a folder with a ``__main__.py``.
         folder: for what they print.
         where: working folder.
     """

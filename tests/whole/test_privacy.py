@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ import pydicom
 import pytest
 
 from tests.data.test_dicom import write_series
+from tests.helpers.commands import run_modules
 from tests.helpers.known_pair import (
     FIXED,
     FIXED_SHAPE,
     MOVING,
     MOVING_SHAPE,
-    ROOT,
     SHIFT_LPS_MM,
     anatomy,
     grid_points,
@@ -71,17 +69,40 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-def command(series: dict[str, str], folder: Path, run_id: str, configs: list[str], **options: Any) -> str:
-    """Run a command and return all that it printed."""
-    words = [sys.executable, "-m", "monai.bundle", "run", run_id]
-    words += ["--config_file", str([f"configs/{name}.yaml" for name in configs]), "--output_dir", str(folder)]
+def words_of(run_id: str, configs: list[str], folder: Path, **options: Any) -> list[str]:
+    """Return the words of a quick command."""
+    words = ["monai.bundle", "run", run_id, "--config_file", str([f"configs/{name}.yaml" for name in configs])]
     quick = {"image_shape": [24, 24, 24], "field::levels": {"default": [[16, 8]]}, "model": "none", "device": "cpu"}
-    for name, value in {**quick, **options}.items():
+    for name, value in {"output_dir": folder, **quick, **options}.items():
         words += [f"--{name}", str(value)]
-    done = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    return done.stdout + done.stderr
+    return words
+
+
+@pytest.fixture(scope="module")
+def runs(series: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """Run the commands of all tests; return for each its folder and all that it printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    broken, private = folder / "broken", folder / "Secret Person"
+    broken.mkdir()
+    private.mkdir()
+    for path in Path(series["moving"]).iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = ["0", "0"]
+        dataset.save_as(broken / path.name)
+    lines = ["case,fixed,moving", f"good,{series['fixed']},{series['moving']}", f"bad,{series['fixed']},{broken}"]
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    copies = {side: str(private / side) for side in series}
+    for side, path in copies.items():
+        os.symlink(series[side], path)
+    commands = {
+        "page": words_of("inference", ["inference"], folder / "page", **{"save::page": True}, **series),
+        "dicom": words_of("inference", ["inference"], folder / "dicom", **{"save::dicom": True}, **series),
+        "cohort": words_of("cohort", ["inference", "cohort"], folder / "cohort", datalist=folder / "pairs.csv"),
+        "private": words_of("inference", ["inference"], folder / "private", **{"save::page": True}, **copies),
+    }
+    printed = tmp_path_factory.mktemp("printed")
+    ended = run_modules(list(commands.values()), printed)
+    return {name: (folder / name, one.stdout + one.stderr) for name, one in zip(commands, ended, strict=True)}
 
 
 def telling(folder: Path, printed: str) -> list[str]:
@@ -95,42 +116,28 @@ def telling(folder: Path, printed: str) -> list[str]:
     return found
 
 
-def test_a_registration_tells_nothing_of_the_patient(tmp_path: Path, series: dict[str, str]) -> None:
-    printed = command(series, tmp_path / "out", "inference", ["inference"], **{"save::page": True}, **series)
-    assert (tmp_path / "out" / "report.html").is_file(), printed
-    assert telling(tmp_path / "out", printed) == []
+def test_a_registration_tells_nothing_of_the_patient(runs: dict[str, tuple[Path, str]]) -> None:
+    folder, printed = runs["page"]
+    assert (folder / "report.html").is_file(), printed
+    assert telling(folder, printed) == []
 
 
-def test_only_a_series_that_is_asked_for_has_the_patient(tmp_path: Path, series: dict[str, str]) -> None:
-    printed = command(series, tmp_path / "out", "inference", ["inference"], **{"save::dicom": True}, **series)
-    found = telling(tmp_path / "out", printed)
+def test_only_a_series_that_is_asked_for_has_the_patient(runs: dict[str, tuple[Path, str]]) -> None:
+    folder, printed = runs["dicom"]
+    found = telling(folder, printed)
     assert found, printed  # as DICOM must: it is the patient's
     assert all(".dcm: " in where for where in found)
 
 
-def test_failures_and_the_cohorts_table_tell_nothing(tmp_path: Path, series: dict[str, str]) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in Path(series["moving"]).iterdir():
-        dataset = pydicom.dcmread(path)
-        dataset.ImagePositionPatient = ["0", "0"]
-        dataset.save_as(broken / path.name)
-    lines = ["case,fixed,moving", f"good,{series['fixed']},{series['moving']}", f"bad,{series['fixed']},{broken}"]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    printed = command(series, tmp_path / "out", "cohort", ["inference", "cohort"], datalist=tmp_path / "pairs.csv")
+def test_failures_and_the_cohorts_table_tell_nothing(runs: dict[str, tuple[Path, str]]) -> None:
+    folder, printed = runs["cohort"]
     assert "1 failed" in printed
-    assert (tmp_path / "out" / "cohort.html").is_file()
-    assert telling(tmp_path / "out", printed) == []
+    assert (folder / "cohort.html").is_file()
+    assert telling(folder, printed) == []
 
 
-def test_a_page_names_files_without_their_folders(tmp_path: Path, series: dict[str, str]) -> None:
-    private = tmp_path / "Secret Person"
-    private.mkdir()
-    copies = {}
-    for side, folder in series.items():
-        copies[side] = str(private / side)
-        os.symlink(folder, copies[side])
-    printed = command(series, tmp_path / "out", "inference", ["inference"], **{"save::page": True}, **copies)
-    page = (tmp_path / "out" / "report.html").read_text()
+def test_a_page_names_files_without_their_folders(runs: dict[str, tuple[Path, str]]) -> None:
+    folder, printed = runs["private"]
+    page = (folder / "report.html").read_text()
     assert "Secret Person" not in page, printed
     assert '"moving"' in page
