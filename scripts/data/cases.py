@@ -297,7 +297,7 @@ def _check_case(case: CaseFiles, where: str, known: dict[Any, Kept]) -> dict[str
         if not isinstance(path, str):
             continue  # a volume in memory was checked when it was made
         if (path, series) in known:
-            check_one_volume(where + key, path, known[path, series].restore().header, frame)
+            check_one_volume(where + key, path, known[path, series].opened.header, frame)
         else:
             known[path, series] = Kept.of(check_header(where + key, path, frame, series))
         opened[key] = known[path, series]

@@ -29,6 +29,7 @@ from pydicom.uid import UID
 
 from scripts.data.dicom_frames import NM_VOLUMES, RT_DOSE, TAGS, Slice, slices_of, text
 from scripts.data.dicom_order import Stack, even_places, in_order, stack, without_copies
+from scripts.data.dicom_packing import PackedSlices
 from scripts.data.dicom_voxels import read_values, values_type
 from scripts.data.header import Header
 from scripts.utils.errors import InputError, InputFileError
@@ -210,8 +211,15 @@ def _usable(series: Series, broken: Sequence[str]) -> Series:
 class SeriesVoxels:
     """The voxels of a series whose headers were read."""
 
-    series: Series
+    head: Series
+    """Without its slices."""
+    packed: PackedSlices
     grid: Stack
+
+    @property
+    def series(self) -> Series:
+        """The series, with its slices."""
+        return self.head._replace(slices=self.packed.slices())
 
     def read(self) -> Any:
         """Return the voxels as an ITK image without geometry; slices with uneven gaps are resampled to even ones.
@@ -219,7 +227,7 @@ class SeriesVoxels:
         Raises:
             InputFileError: naming the file whose voxels can't be read.
         """
-        values = read_values(self.series.slices)
+        values = read_values(self.packed.slices())
         if not self.grid.is_even:
             values = _even(values, self.grid.places, self.grid.spacing[2])
         return itk.image_from_array(values)
@@ -237,7 +245,7 @@ def open_series(path: str, uid: str | None = None) -> tuple[Header, SeriesVoxels
     """
     series = choose_series(path, uid)
     grid = stack(path, series.uid, series.slices)
-    return _header(path, series, grid), SeriesVoxels(series, grid)
+    return _header(path, series, grid), SeriesVoxels(series._replace(slices=()), PackedSlices.of(series.slices), grid)
 
 
 def _header(path: str, series: Series, grid: Stack) -> Header:

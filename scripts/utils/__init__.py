@@ -15,8 +15,9 @@
 ``scripts``.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scripts.utils.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from scripts.utils.pipelining import InBackground, ReadAhead, run_cases
@@ -31,9 +32,4 @@ _MODULES = {
     "set_seed": "seeding",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is exported when it is asked for: the command's help is there before PyTorch is."""
-    if name not in _MODULES:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, _MODULES)

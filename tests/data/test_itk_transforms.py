@@ -21,14 +21,13 @@ import itk
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from scripts.data import itk_transforms
 from scripts.data.itk_transforms import to_itk, write_displacement_field, write_itk_transform
 from scripts.geometry.grid_transform import GridTransform, displacement_field
 from scripts.geometry.world_axes import flip_lps_ras
 from scripts.utils.errors import InputError
-from tests.helpers.registered import SHAPE, registered_case
+from tests.helpers.registered import SHAPE, by_itk, registered_case, world_points
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +38,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 @pytest.fixture(scope="module")
 def forward(case: dict[Any, Any]) -> GridTransform:
     return GridTransform(case["pred"]["forward_ddf"], case["fixed_image"].affine, case["moving_image"].affine)
-
-
-def world_points(volume: Any, count: int = 1000, margin: float = 0.1) -> Tensor:
-    """Random points of a volume's field of view and of a margin around it, RAS mm."""
-    low, high = -margin, 1 + margin
-    voxels = (low + (high - low) * torch.rand(count, 3, dtype=torch.float64)) * (torch.tensor(volume.shape[1:]) - 1)
-    affine = volume.affine.double()
-    return voxels @ affine[:3, :3].T + affine[:3, 3]
-
-
-def by_itk(transform: Any, points_ras: Tensor) -> Tensor:
-    carried = [list(transform.TransformPoint(point)) for point in flip_lps_ras(points_ras).tolist()]
-    return flip_lps_ras(torch.tensor(carried, dtype=torch.float64))
 
 
 def test_itk_evaluates_the_composite_as_we_do_inside_and_outside(case: dict[Any, Any], forward: GridTransform) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.geometry.world_axes import flip_lps_ras
 from tests.helpers.chain import chain, oblique, write
 
 SHAPE = (17, 18, 20)  # network grid (D, H, W)
@@ -84,3 +85,17 @@ def registered_case(folder: Path, shape: tuple[int, int, int] = SHAPE, amplitude
 
 def _label(image: np.ndarray) -> np.ndarray:
     return np.digitize(image, [-500.0, 20.0, 80.0]).astype(np.int16) * 100
+
+
+def world_points(volume: Any, count: int = 1000, margin: float = 0.1) -> Tensor:
+    """Random points of a volume's field of view and of a margin around it, RAS mm."""
+    low, high = -margin, 1 + margin
+    voxels = (low + (high - low) * torch.rand(count, 3, dtype=torch.float64)) * (torch.tensor(volume.shape[1:]) - 1)
+    affine = volume.affine.double()
+    return voxels @ affine[:3, :3].T + affine[:3, 3]
+
+
+def by_itk(transform: Any, points_ras: Tensor) -> Tensor:
+    """Points, RAS mm, carried by a transform of ITK."""
+    carried = [list(transform.TransformPoint(point)) for point in flip_lps_ras(points_ras).tolist()]
+    return flip_lps_ras(torch.tensor(carried, dtype=torch.float64))
