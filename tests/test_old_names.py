@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from monai.bundle import ConfigWorkflow, run
 
 from scripts.api import register
 from scripts.cli import main
+from scripts.declared_options import declared_options
 from scripts.old_names import NEW_NAMES
 from scripts.utils.errors import InputError, find_input_error
 from scripts.workflow import Workflow, run_workflow
@@ -153,3 +155,11 @@ def test_all_processes_but_the_first_are_silent(
     caplog.set_level(logging.INFO)
     assert "nothing to register" in refusal(run_workflow, ("inference.yaml",), {"steps": 3})
     assert warned(caplog) == []
+
+
+def test_the_names_are_those_that_the_upgrading_page_says_and_the_configs_have() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([\w:]+)` \|$", (ROOT / "UPGRADING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert {old: new for old, new in rows if old in NEW_NAMES} == NEW_NAMES
+    assert set(NEW_NAMES.values()) <= set(declared_options(["inference.yaml"]))

@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from scripts.data.cases import load_cases
+from scripts.data.dicom_packing import PackedSlices
 from scripts.data.dicom_series import choose_series, list_series
 from scripts.data.header_checks import check_header
 from scripts.data.reading import read_header
@@ -249,3 +250,12 @@ def test_values_beyond_16_bits_are_scaled(tmp_path: Path) -> None:
         assert stored.min() >= -(2**15)
         assert stored.max() < 2**15
         assert np.abs(slope * stored + intercept - values).max() <= 0.51 * slope
+
+
+def test_slices_that_wait_packed_are_the_same_but_for_what_their_order_was_made_of(tmp_path: Path) -> None:
+    slices = choose_series(write_series(tmp_path / "a", ramp())).slices
+    one = slices[0]
+    mixed = (*slices, one._replace(frame=3), one._replace(rescale=(2.0, 5.0)))
+    elsewhere = one._replace(path=str(tmp_path / "b" / "x.dcm"))
+    for given in (mixed, (*mixed, elsewhere)):
+        assert PackedSlices.of(given).slices() == tuple(each._replace(position=None, uid="") for each in given)
